@@ -95,7 +95,7 @@ def pipeline_error(
     if name in kinds: return kinds[name](cause, remedy)
     return PipelineError(f"the pipeline stopped with {name}", "open the .failed.ipynb beside the run folder; its last cell shows where")
 
-# %% ../../nbs/cli/00_cli.ipynb #d7b1b387
+# %% ../../nbs/cli/00_cli.ipynb #9fa820b6
 def execute(
     notebook: Path, # A checked template
     run_folder: Path, # The run folder the notebook will publish
@@ -103,13 +103,15 @@ def execute(
 ) -> None:
     """Execute a pipeline with papermill and put the executed notebook into its run folder. Raises the notebook's error."""
     from papermill import PapermillExecutionError, execute_notebook
+    from traitlets.config import Config
 
+    sockets = Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}) # Mail does not go through TCP ports
     run_folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run_folder.parent, prefix=".executed-") as temporary:
         executed = Path(temporary) / "notebook.ipynb"
         try:
             execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False, cwd=os.getcwd(),
-                stdout_file=sys.stderr, stderr_file=sys.stderr, log_output=False)
+                stdout_file=sys.stderr, stderr_file=sys.stderr, config=sockets)
             os.replace(executed, run_folder / "notebook.ipynb")
         except PapermillExecutionError as failure:
             error = pipeline_error(failure.ename, failure.evalue)
@@ -193,7 +195,7 @@ def predict(
             out.write(json.dumps(prediction_record(answer), ensure_ascii=False) + "\n")
     say(str(report))
 
-# %% ../../nbs/cli/00_cli.ipynb #3a69e6cf
+# %% ../../nbs/cli/00_cli.ipynb #bf0f8aa5
 @app.command(epilog=examples("email-trm evaluate labelled.jsonl --model reports/my-run --output metrics.json"))
 def evaluate(
     source: Annotated[str, typer.Argument(help="Labelled mail: a file or a folder.")],
@@ -212,7 +214,8 @@ def evaluate(
     frame, skipped = load_frame(source, Taxonomy(dict.fromkeys(classifier.categories, "")), parse_fields(field or []), 1)
     scores = score(predictions_frame(classifier, to_mails(frame)), classifier.categories)
     if output: write_json(output, scores | {"skipped": dict(skipped), "source": Path(source).name})
-    numbers = "   ".join(f"{label} {scores[key]:.3f}" for label, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("ECE", "ece")))
+    shown = {"accuracy": scores["accuracy"], "macro-F1": scores["macro_f1"], "ECE": scores["ece"]}
+    numbers = "   ".join(f"{label} {value:.3f}" for label, value in shown.items())
     table = Table(title=f"{numbers}   n {scores['n']:,}", title_justify="left")
     for name in ("category", "precision", "recall", "F1", "n"): table.add_column(name, justify="left" if name == "category" else "right")
     for name, row in scores["per_category"].items():

@@ -7,14 +7,14 @@ __all__ = ['RECIPES', 'ema_decay', 'average_of', 'quiet', 'Progress', 'TRMTraine
            'validation_scores', 'training_arguments', 'Trained', 'build_model', 'train_categories', 'record_steps',
            'calibrate']
 
-# %% ../../nbs/training/00_trainer.ipynb #83eb5881
+# %% ../../nbs/training/00_trainer.ipynb #80647b4f
 import contextlib
 import logging
 import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,7 +87,7 @@ class Progress(TrainerCallback):
         """Close the bar where it stands: early stopping leaves it short of the end."""
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/training/00_trainer.ipynb #67aa5049
+# %% ../../nbs/training/00_trainer.ipynb #e78cba3b
 class TRMTrainer(Trainer):
     """`Trainer` that evaluates, saves and selects the moving average of the weights."""
 
@@ -101,7 +101,7 @@ class TRMTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in two groups: embedding tables learn faster and are not decayed, because most of their rows rest in most updates."""
         if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.net)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, self.model))
             tables = {id(m.weight) for m in self.net.modules() if isinstance(m, nn.Embedding)}
             groups: list[dict[str, Any]] = [
                 {"params": [p for p in self.net.parameters() if id(p) in tables], "weight_decay": 0.0,
@@ -170,17 +170,17 @@ RECIPES: dict[str, Recipe] = {
     "full": Recipe(epochs=12, patience=4),
 } # Profile -> recipe
 
-# %% ../../nbs/training/00_trainer.ipynb #db7634f3
+# %% ../../nbs/training/00_trainer.ipynb #346e5884
 def recipe(
     profile: str, # "quick" or "full"
     mails: int, # Training mails
 ) -> Recipe:
-    """The recipe of a profile. Small mailboxes get more epochs, so that a training has at least some 120 updates."""
+    """The recipe of a profile. Small mailboxes get smaller batches and more epochs: at least some 200 updates of at least 16 mails."""
     if profile not in RECIPES: raise ConfigError(f"there is no profile {profile!r}", suggest(profile, RECIPES))
     chosen = RECIPES[profile]
-    updates = math.ceil(mails / chosen.batch_size)
-    epochs = max(chosen.epochs, math.ceil(120 / max(updates, 1)))
-    return Recipe(**{**vars(chosen), "epochs": epochs, "patience": max(chosen.patience, epochs // 4)})
+    batch = min(chosen.batch_size, max(16, mails // 16))
+    epochs = max(chosen.epochs, math.ceil(200 / max(math.ceil(mails / batch), 1)))
+    return replace(chosen, batch_size=batch, epochs=epochs, patience=max(chosen.patience, epochs // 4))
 
 # %% ../../nbs/training/00_trainer.ipynb #229e795f
 class MailDataset(Dataset):

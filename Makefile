@@ -1,0 +1,118 @@
+# EmailTRM. `make` alone lists what there is to do. Works with GNU Make 3.81 and later.
+
+# What `make run` and `make evidence` take. Give them on the command line: make run SOURCE=~/mail.jsonl PROFILE=full
+SOURCE :=
+PROFILE :=
+SEED :=
+SPLIT :=
+OUTPUT :=
+export SOURCE PROFILE SEED SPLIT OUTPUT
+
+# Threads that spin while they wait cost up to 20 times on a shared machine. No telemetry: this is mail.
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+SHELL := /bin/sh
+PYTHON := $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CORE := .venv/.core-installed
+DEV := .venv/.dev-installed
+PINS := settings.ini setup.py pyproject.toml constraints.txt
+
+# The steps of `make test`, each also a target of its own.
+DO_drift := $(BIN)/python docs/drift.py
+DO_lint := $(BIN)/ruff check .
+DO_types := $(BIN)/mypy
+DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
+DO_docs := $(BIN)/python docs/build.py
+
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@echo "EmailTRM: private email triage that you train on your own laptop."
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  make run SOURCE=path PROFILE=quick|full SEED=n SPLIT=random|group|both OUTPUT=folder"
+
+install: $(CORE) ## Make .venv and install what `make run` needs
+	@echo "Installed. Try: make run"
+
+$(CORE): $(PINS)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or later is needed, and was not found."; \
+	  echo "  What to do: install Python 3.11, or name one: make install PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v[:2] == (3, 11) or print(f"Note: the pinned versions were tested with Python 3.11; this is {v[0]}.{v[1]}.")'
+	@test -x $(BIN)/python || { echo "Creating .venv ..."; "$(PYTHON)" -m venv .venv; }
+	@echo "Installing PyTorch $(TORCH) (the largest part, a minute or two) ..."
+	@$(PIP) torch==$(TORCH)
+	@echo "Installing EmailTRM and the libraries it needs ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(CORE)
+	@echo "Installing what tests and docs need ..."
+	@$(PIP) -e '.[dev,docs]'
+	@touch $@
+
+run: $(CORE) ## Train on SOURCE (default: the built-in synthetic mailbox) and write a report
+	@set --; \
+	[ -z "$$SOURCE" ] || set -- "$$@" --source "$$SOURCE"; \
+	[ -z "$$PROFILE" ] || set -- "$$@" --profile "$$PROFILE"; \
+	[ -z "$$SEED" ] || set -- "$$@" --seed "$$SEED"; \
+	[ -z "$$SPLIT" ] || set -- "$$@" --split "$$SPLIT"; \
+	[ -z "$$OUTPUT" ] || set -- "$$@" --output "$$OUTPUT"; \
+	exec $(BIN)/email-trm run "$$@"
+
+test: $(DEV) ## Check everything: drift, lint, types, notebooks and tests, docs
+	@failed=; \
+	step() { name=$$1; shift; echo; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
+	step drift $(DO_drift); \
+	step lint $(DO_lint); \
+	step types $(DO_types); \
+	step pytest $(DO_pytest); \
+	step docs $(DO_docs); \
+	echo; \
+	if [ -n "$$failed" ]; then echo "FAILED:$$failed. To repeat one: make NAME"; exit 1; fi; \
+	echo "All checks passed: drift, lint, types, pytest, docs."
+
+drift: $(DEV) ## Are notebooks, modules and README in step?
+	@$(DO_drift)
+
+lint: $(DEV) ## Lint modules, tests and docs scripts with ruff
+	@$(DO_lint)
+
+types: $(DEV) ## Check types with mypy
+	@$(DO_types)
+
+pytest: $(DEV) ## Run every notebook and tests/
+	@$(DO_pytest)
+
+docs: $(DEV) ## Build the docs into _docs/html; a warning is an error
+	@$(DO_docs)
+
+export: $(DEV) ## Write modules and README from the notebooks, and clean the notebooks
+	@$(BIN)/nbdev-export
+	@$(BIN)/nbdev-clean
+	@$(BIN)/python docs/readme.py
+
+lab: $(DEV) ## Open JupyterLab; each save is cleaned as `make export` would
+	@$(BIN)/jupyter lab --config=docs/hooks/jupyter_server_config.py nbs
+
+hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
+	@git config --local merge.jupyternotebook.name "merge notebooks cell by cell"
+	@git config --local merge.jupyternotebook.driver '"$(CURDIR)/$(BIN)/nbdev-merge" %O %A %B %P'
+	@git config --local diff.jupyternotebook.command '"$(CURDIR)/$(BIN)/nbdev-diff-driver"'
+	@git config --local merge.ours.driver true
+	@echo "Hooks are set in this clone's git configuration."
+
+evidence: $(CORE) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
+	@test -n "$$SOURCE" || { echo "evidence needs real mail.  What to do: make evidence SOURCE=../shared/data/emails.jsonl.gz"; exit 2; }
+	@$(BIN)/email-trm run --source "$$SOURCE" --profile full --output reports/categories --overwrite
+
+clean: ## Remove what builds leave behind; .venv and reports stay
+	@rm -rf _docs _proc build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find email_trm tests docs nbs -name __pycache__ -type d -prune -exec rm -rf {} +
