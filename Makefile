@@ -25,7 +25,7 @@ PINS := settings.ini setup.py pyproject.toml constraints.txt
 DO_drift := $(BIN)/python docs/drift.py
 DO_lint := $(BIN)/ruff check .
 DO_types := $(BIN)/mypy
-DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
+DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
 .PHONY: help install run test drift lint types pytest docs export lab hooks evidence clean
@@ -111,7 +111,7 @@ hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
 
 evidence: $(CORE) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
 	@test -n "$$SOURCE" || { echo "evidence needs real mail.  What to do: make evidence SOURCE=../shared/data/emails.jsonl.gz"; exit 2; }
-	@$(BIN)/email-trm run --source "$$SOURCE" --profile full --output reports/categories --overwrite
+	@$(BIN)/email-trm run --source "$$SOURCE" --profile "$${PROFILE:-quick}" --seed "$${SEED:-0}" --output reports/categories --overwrite
 
 clean: ## Remove what builds leave behind; .venv and reports stay
 	@rm -rf _docs _proc build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -53,7 +53,7 @@ PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
 MIMES = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
 EXPORTS = {"export", "exports", "exporti"}
 API_HEADING = re.compile(r"^### `[\w.]+`$")  # as api_markdown writes it
-MODULE_PATH = re.compile(r"(?<=[:>\[ |])(?:[a-z_]\w*\.)+(?=[A-Z]\w*[\],:|= ]|[A-Z]\w*$)")  # email_trm.trm.config. in front of a class
+MODULE_PATH = re.compile(r"(?<=[:>\[ |])(?:[a-z_]\w*\.)+(?=[A-Z]\w*[\[\],:|= ]|[A-Z]\w*$)")  # email_trm.trm.config. in front of a class
 CAPITALS = re.compile(r"^(?:[A-Z]\w*[a-z]\w*|\w+_\w+)(?:\.\w+)*$")
 
 

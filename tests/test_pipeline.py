@@ -18,6 +18,7 @@ from email_trm.mail.message import Email, email_to_dict
 from email_trm.mail.sample import sample_mailbox, write_sample
 from email_trm.serving.classifier import EmailClassifier
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # one worker, so that the run below is made once
 KEYS = ["id", "category", "confidence", "probabilities", "steps", "language"]
 
 

@@ -9,6 +9,8 @@ from email_trm.data.splits import groups_of
 from email_trm.evaluation.benchmark import run_peer
 from email_trm.training.trainer import Recipe, train_categories
 
+pytestmark = pytest.mark.xdist_group("real mail")  # one worker, so that the corpus is read once
+
 
 @pytest.fixture(scope="module")
 def manager(shared_data: Path) -> EmailDatasetManager:

@@ -144,9 +144,12 @@ def fingerprint(
     for line in sorted(records): digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/core/02_runs.ipynb #b9fb59be
+# %% ../../nbs/core/02_runs.ipynb #3a0c1ff7
+_recorded = ("torch", "transformers", "accelerate", "tokenizers", "scikit-learn", "pandas", "numpy", "papermill")
+
+# %% ../../nbs/core/02_runs.ipynb #31df7373
 def versions(
-    packages: tuple[str, ...] = ("torch", "transformers", "accelerate", "tokenizers", "scikit-learn", "pandas", "numpy", "papermill"),
+    packages: tuple[str, ...] = _recorded, # Distributions to look up; those not installed are left out
 ) -> dict[str, str]: # Package -> version
     """Python's version, this package's and those of the libraries that decide the numbers."""
     found = {"python": platform.python_version()}
