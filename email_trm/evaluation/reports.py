@@ -176,10 +176,10 @@ def distance_sentences(
             f" and {side(f1)} it in macro-F1 ({signed_points(f1)}). {certain}")
     return out
 
-# %% ../../nbs/evaluation/02_reports.ipynb #0742b15b
+# %% ../../nbs/evaluation/02_reports.ipynb #7ecbb297
 MEANINGS: dict[str, str] = { # What a split tests
     "random": "Test mails drawn at random from each category. Training may know their senders.",
-    "group": "Training saw no mail of these senders and no near-copy: the harder, more honest test."}
+    "group": "Training saw no mail of these senders, or of senders grouped with them: the harder, more honest test."}
 
 # %% ../../nbs/evaluation/02_reports.ipynb #e96e9f65
 CAPTIONS: dict[str, str] = { # One line under each kind of picture
