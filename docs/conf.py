@@ -15,6 +15,7 @@ release = version = settings["DEFAULT"]["version"]
 
 extensions = ["myst_nb"]
 nb_execution_mode = "off"  # outputs are the ones saved in the notebooks, where the tests made them
+nb_render_markdown_format = "myst"  # tables in markdown outputs
 nb_ipywidgets_js = {}  # the default loads scripts from a CDN
 nb_code_prompt_show = "Source"
 nb_code_prompt_hide = "Hide source"

@@ -26,7 +26,7 @@ from ..mail.sample import sample_mailbox
 SAMPLE = "sample" # Name of the built-in synthetic mailbox as a source
 MIN_PER_CATEGORY = 14 # Fewer mails than this cannot give two to each held-out part
 
-# %% ../../nbs/data/03_manager.ipynb #54d80f5d
+# %% ../../nbs/data/03_manager.ipynb #887f6661
 class EmailDatasetManager:
     """Loads a source, keeps what can be learned from, and cuts it. Nothing is read before `load`."""
 
@@ -36,7 +36,7 @@ class EmailDatasetManager:
         field_map: FieldMap = None, # Field of `Email` -> key in the records
         min_per_category: int = MIN_PER_CATEGORY, # Smaller categories are left out, counted
     ) -> None:
-        own = Path(source) / "categories.json"
+        own = Path(source).expanduser() / "categories.json"
         self.source, self.field_map, self.min_per_category = source, field_map, min_per_category
         self.taxonomy = taxonomy or (load_taxonomy(own) if own.is_file() else Taxonomy())
         self.frame = pd.DataFrame()
