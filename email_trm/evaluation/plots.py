@@ -30,7 +30,7 @@ INK, MUTED, GRID = "#1f2933", "#52606d", "#d9dee4" # Text, secondary text, lines
 # %% ../../nbs/evaluation/01_plots.ipynb #fb5ef544
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73" # From Okabe and Ito 2008
 
-# %% ../../nbs/evaluation/01_plots.ipynb #6bd43c96
+# %% ../../nbs/evaluation/01_plots.ipynb #3eb6d40a
 def new_figure(
     title: str, # What the figure shows
     synthetic: bool, # Is the mail made up?
@@ -38,7 +38,8 @@ def new_figure(
 ) -> Figure:
     """An empty figure with a left-aligned title. Synthetic data is named as such in the title itself."""
     fig = Figure(figsize=(8, height), layout="constrained", facecolor="white")
-    fig.suptitle(f"SYNTHETIC mail: {title}" if synthetic else title[:1].upper() + title[1:], x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
+    shown = f"SYNTHETIC mail: {title}" if synthetic else title[:1].upper() + title[1:]
+    fig.suptitle(shown, x=0.012, ha="left", fontsize=14, fontweight="bold", color=INK)
     fig.get_layout_engine().set(h_pad=0.12, w_pad=0.1) # type: ignore[union-attr, call-arg]
     return fig
 
