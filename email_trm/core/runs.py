@@ -124,15 +124,18 @@ def seed_everything(
     torch.use_deterministic_algorithms(True, warn_only=True)
     return seed
 
-# %% ../../nbs/core/02_runs.ipynb #96630f8d
+# %% ../../nbs/core/02_runs.ipynb #b9606c7d
 def check_parameters(
     namespace: Mapping[str, Any], # `globals()` of the notebook, before it defines anything else
     known: tuple[str, ...], # Names of the parameters
 ) -> dict[str, Any]: # Parameter -> value
-    """The notebook's parameters. Raises `ConfigError` for names that are not parameters, with a suggestion."""
+    """The notebook's parameters. Raises `ConfigError` for names that are not parameters, with a suggestion.
+
+    Once the notebook has assigned the result to `parameters`, names are no longer judged: in JupyterLab a cell may run again.
+    """
     own = {"In", "Out", "exit", "quit", "open", "get_ipython", "check_parameters"}
     extra = sorted(n for n in namespace if not n.startswith("_") and n not in own and n not in known)
-    if extra: raise ConfigError(f"there is no parameter named {extra[0]!r}", suggest(extra[0], known))
+    if extra and "parameters" not in namespace: raise ConfigError(f"there is no parameter named {extra[0]!r}", suggest(extra[0], known))
     return {name: namespace[name] for name in known}
 
 # %% ../../nbs/core/02_runs.ipynb #d2cd287d
