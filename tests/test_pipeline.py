@@ -148,6 +148,11 @@ def test_evaluate_agrees_with_the_run(folder: Path, run: Path) -> None:
     assert {k: scores[k] for k in ("n", "accuracy", "macro_f1")} == {k: expected[k] for k in ("n", "accuracy", "macro_f1")}
 
 
+# These need no finished run, so another worker can take them meanwhile.
+apart = pytest.mark.xdist_group("mistakes")
+
+
+@apart
 @pytest.mark.parametrize(("args", "code", "words"), [
     (["run", "--source", "nothing.jsonl"], 4, "does not exist"),
     (["run", "--source", "empty.jsonl"], 4, "no mail"),
@@ -168,6 +173,7 @@ def test_mistakes_have_a_message_and_a_code(folder: Path, args: list[str], code:
     assert not list(folder.glob(".*partial")) and not list(folder.glob("*.failed.ipynb"))
 
 
+@apart
 def test_papermill_alone_refuses_an_unknown_parameter(folder: Path, repo: Path) -> None:
     """Without our command around it, papermill would run the defaults and exit 0; the notebook itself says no."""
     template = repo / "nbs" / "pipelines" / "train_categories.ipynb"
@@ -176,6 +182,7 @@ def test_papermill_alone_refuses_an_unknown_parameter(folder: Path, repo: Path) 
     assert done.returncode != 0 and b"did you mean 'source'?" in done.stderr
 
 
+@apart
 def test_a_killed_run_leaves_nothing_that_looks_finished(folder: Path) -> None:
     """kill -9 in the middle: no run folder appears, and the same command afterwards starts afresh."""
     code = "from email_trm.cli.cli import main; main()"
