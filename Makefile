@@ -55,7 +55,7 @@ $(CORE): $(PINS)
 
 $(DEV): $(CORE)
 	@echo "Installing what tests and docs need ..."
-	@$(PIP) -e '.[dev,docs]'
+	@$(PIP) -e '.[dev,docs,data]'
 	@touch $@
 
 run: $(CORE) ## Train on SOURCE (default: the built-in synthetic mailbox) and write a report
