@@ -28,13 +28,13 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
 	@echo "EmailTRM: private email triage that you train on your own laptop."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make run SOURCE=path PROFILE=quick|full SEED=n SPLIT=random|group|both OUTPUT=folder"
 
@@ -112,6 +112,16 @@ hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
 evidence: $(CORE) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
 	@test -n "$$SOURCE" || { echo "evidence needs real mail.  What to do: make evidence SOURCE=../shared/data/emails.jsonl.gz"; exit 2; }
 	@$(BIN)/email-trm run --source "$$SOURCE" --profile "$${PROFILE:-quick}" --seed "$${SEED:-0}" --output reports/categories --overwrite
+
+evidence-data: $(DEV) ## Make reports/data again from real mail (3 minutes)
+	@$(BIN)/email-trm data report "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/data --overwrite
+
+evidence-import: $(DEV) ## Make reports/import again: rates against peers, and 100,000 fuzzed messages (30 minutes)
+	@$(BIN)/python -m email_trm.evaluation.benchmark "$${SOURCE:-../shared/data/raw/spamassassin.tar.xz}" reports/import
+	@$(BIN)/python tests/fuzz.py 100000 reports/import/fuzz.json
+
+evidence-augmentation: $(DEV) ## Make reports/augmentation again from real mail (20 minutes)
+	@$(BIN)/python -m email_trm.evaluation.augmentation --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/augmentation
 
 clean: ## Remove what builds leave behind; .venv and reports stay
 	@rm -rf _docs _proc build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

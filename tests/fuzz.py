@@ -20,17 +20,28 @@ from email_trm.mail.message import Email, email_from_bytes, email_from_dict, ema
 from email_trm.mail.privacy import mask
 from email_trm.mail.zones import split_zones
 
-JUNK = st.binary(max_size=40) | st.sampled_from([b"=?utf-8?B?////?=", b"=?x?q?=FF?=", b"\x00", b"\xff\xfe", b'"', b"(((", b"<>", b"\r", b"\xc4\xb1",
-    b"=?utf-8?Q?=C4?= =?utf-8?Q?=B1?=", b"a@b, c@d", b";;;=", b"--b", b"utf-7", b"=" * 30, "ığüşöç".encode("cp1254")])
-NAMES = st.sampled_from([b"From", b"To", b"Cc", b"Subject", b"Date", b"Message-ID", b"In-Reply-To", b"References", b"Reply-To", b"Received", b"List-Id",
-    b"X-Gmail-Labels", b"X-GM-THRID", b"Content-Type", b"Content-Disposition", b"Content-Transfer-Encoding", b"MIME-Version", b"", b" ", b"x y"])
-TYPES = st.sampled_from([b"text/plain", b"text/html; charset=utf-8", b"text/plain; charset=iso-8859-9", b"text/plain; charset=utf-16", b"text/html; charset=zip",
-    b"multipart/mixed; boundary=b", b'multipart/alternative; boundary="b"', b"multipart/mixed", b"multipart/mixed; boundary=", b"message/rfc822",
-    b"application/octet-stream; name=a.bin", b"text/plain; charset*=utf-8''x", b"text", b"/", b"message/partial", b"image/png"])
+JUNK = st.binary(max_size=40) | st.sampled_from([
+    b"=?utf-8?B?////?=", b"=?x?q?=FF?=", b"\x00", b"\xff\xfe", b'"', b"(((", b"<>", b"\r", b"\xc4\xb1", b"=?utf-8?Q?=C4?= =?utf-8?Q?=B1?=",
+    b"a@b, c@d", b";;;=", b"--b", b"utf-7", b"=" * 30, "ığüşöç".encode("cp1254"),
+])
+NAMES = st.sampled_from([
+    b"From", b"To", b"Cc", b"Subject", b"Date", b"Message-ID", b"In-Reply-To", b"References", b"Reply-To", b"Received",
+    b"List-Id", b"X-Gmail-Labels", b"X-GM-THRID", b"Content-Type", b"Content-Disposition", b"Content-Transfer-Encoding", b"MIME-Version",
+    b"", b" ", b"x y",
+])
+TYPES = st.sampled_from([
+    b"text/plain", b"text/html; charset=utf-8", b"text/plain; charset=iso-8859-9", b"text/plain; charset=utf-16",
+    b"text/html; charset=zip", b"multipart/mixed; boundary=b", b'multipart/alternative; boundary="b"', b"multipart/mixed",
+    b"multipart/mixed; boundary=",
+    b"message/rfc822", b"application/octet-stream; name=a.bin", b"text/plain; charset*=utf-8''x", b"text", b"/", b"message/partial",
+    b"image/png",
+])
 CODINGS = st.sampled_from([b"base64", b"quoted-printable", b"8bit", b"7bit", b"x-uuencode", b"nonsense", b""])
-TEXT = st.sampled_from([b"hello", b"<p>hi <b>there</b></p>", b"<div style='display:none'>x</div>", b"<!--", b"<a href=http://a.example/x?y>z</a>",
-    b"aGVsbG8=", b"=C4=B1=", b"> quoted", b"-- ", b"On Monday, A wrote:", b"begin 644 x", b"From ", b"Kimden: x", b"4111 1111 1111 1111",
-    b"+AGE-", b"<" * 50, b"\xff" * 20]) | JUNK
+TEXT = JUNK | st.sampled_from([
+    b"hello", b"<p>hi <b>there</b></p>", b"<div style='display:none'>x</div>", b"<!--", b"<a href=http://a.example/x?y>z</a>", b"aGVsbG8=",
+    b"=C4=B1=", b"> quoted", b"-- ", b"On Monday, A wrote:", b"begin 644 x", b"From ", b"Kimden: x", b"4111 1111 1111 1111", b"+AGE-",
+    b"<" * 50, b"\xff" * 20,
+])
 NEWLINE = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"])
 
 
@@ -79,7 +90,8 @@ def fuzz(cases: int, number: int = 0) -> dict[str, Any]:
     slowest = 0.0
 
     @seed(number)
-    @settings(max_examples=cases, deadline=None, database=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=cases, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck))
     @given(messages())
     def run(raw: bytes) -> None:
         nonlocal slowest

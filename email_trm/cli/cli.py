@@ -70,11 +70,11 @@ def run(
     show_results(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
     print(f"Report: {folder / 'report.html'}")
 
-# %% ../../nbs/cli/02_cli.ipynb #8217c571
+# %% ../../nbs/cli/02_cli.ipynb #2774e75e
 @app.command(epilog=examples("email-trm predict mail.jsonl --model reports/my-run --output answers.jsonl",
     "cat mail.jsonl | email-trm predict - --model reports/my-run/model"))
 def predict(
-    input: Annotated[str, typer.Argument(help="JSONL(.gz), .json, .eml, a folder of these, or - for JSON lines on standard input.")],
+    input: Annotated[str, typer.Argument(help="Mail in any format `data import` reads, or - for standard input.")],
     model: Annotated[Path, typer.Option(help="Model folder, or the run folder that holds it.")],
     output: Annotated[str, typer.Option(help="File to write; - for standard output.")] = "-",
     field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,

@@ -37,13 +37,13 @@ FieldOption = Annotated[list[str] | None, typer.Option(help="Our field name = th
 FormatOption = Annotated[str, typer.Option("--format", help="mbox, maildir, eml, csv, ... Left out, it is detected.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# %% ../../nbs/cli/01_data.ipynb #acb570f7
+# %% ../../nbs/cli/01_data.ipynb #1771cb6f
 @data_app.command(epilog=examples("email-trm data inspect mail.jsonl.gz", "email-trm data inspect ~/Takeout"))
 def inspect(
     source: Annotated[str, typer.Argument(help="File, folder, archive, imaps://user@host, -, or 'sample'.")] = "sample",
-    field: FieldOption = None,
-    format: FormatOption = "",
-    as_json: JsonOption = False,
+    field: FieldOption = None, # Field mappings
+    format: FormatOption = "", # Name of a format
+    as_json: JsonOption = False, # Print JSON
 ) -> None:
     """Count mails by category, language, folder and state. Prints no mail text."""
     import pandas as pd
@@ -107,7 +107,7 @@ def show_statistics(
     for title, name in (("folders", "folders"), ("state", "flags"), ("mended", "repairs"), ("left out", "skipped")):
         if found[name]: print(f"{title}: " + "; ".join(f"{n:,} × {what}" for what, n in found[name].items()))
 
-# %% ../../nbs/cli/01_data.ipynb #7c8847ba
+# %% ../../nbs/cli/01_data.ipynb #8a9092c0
 @data_app.command("import", epilog=examples("email-trm data import ~/Takeout --output mail.parquet",
     "email-trm data import ~/Maildir --output mail.parquet --no-mask",
     "email-trm data import mail.csv --field body=text --output mail.jsonl.gz",
@@ -115,12 +115,12 @@ def show_statistics(
 def import_(
     source: Annotated[str, typer.Argument(help="File, folder, archive, imaps://user@host, - or 'sample'.")],
     output: Annotated[Path, typer.Option(help="File to write: .parquet, .jsonl or .jsonl.gz.")],
-    format: FormatOption = "",
-    field: FieldOption = None,
+    format: FormatOption = "", # Name of a format
+    field: FieldOption = None, # Field mappings
     mask: Annotated[bool, typer.Option(help="Mask card, identity and phone numbers and addresses in subject and body.")] = True,
     restart: Annotated[bool, typer.Option(help="Begin afresh instead of going on with an interrupted import.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
-    as_json: JsonOption = False,
+    as_json: JsonOption = False, # Print JSON
 ) -> None:
     """Read any mailbox once and write it as one file. After an interruption, the same command goes on."""
     from email_trm.data.store import ImportOptions, import_mail
@@ -147,24 +147,25 @@ def import_bar() -> Iterator["Callable[[ReadReport, ImportResult], None]"]:
     try: yield show
     finally: bar.close()
 
-# %% ../../nbs/cli/01_data.ipynb #49eb0df0
+# %% ../../nbs/cli/01_data.ipynb #295627ab
 def show_import(
     result: "ImportResult", # What an import did
 ) -> None:
     """Print counts of an import to standard output."""
     if result.resumed: say(f"went on after {result.resumed:,} items that an interrupted import had done")
     print(f"{result.read:,} of {result.items:,} items are mails: {result.output}")
+    if result.ignored: print(f"passed over: {result.ignored:,} files that hold no mail")
     for title, counts in (("left out", result.skipped), ("mended", result.repaired), ("masked", result.masked)):
         if counts: print(f"{title}: " + "; ".join(f"{n:,} × {what}" for what, n in counts.most_common()))
 
-# %% ../../nbs/cli/01_data.ipynb #7d88de92
+# %% ../../nbs/cli/01_data.ipynb #6b7668c6
 @data_app.command(epilog=examples("email-trm data validate mail.parquet", "email-trm data validate mail.parquet --per-category 100 --gate"))
 def validate(
     source: Annotated[str, typer.Argument(help="Labelled mail: a file or a folder.")],
     per_category: Annotated[int, typer.Option(min=1, help="Mails each category should have.")] = 1000,
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 if a gate is missed.")] = False,
-    field: FieldOption = None,
-    as_json: JsonOption = False,
+    field: FieldOption = None, # Field mappings
+    as_json: JsonOption = False, # Print JSON
 ) -> None:
     """Check a dataset: schema, categories, empty mails, enough of each category."""
     from dataclasses import asdict
@@ -182,7 +183,7 @@ def validate(
     missed = sum(not g.passed for g in gates)
     if gate and missed: raise GateError(f"{missed} of {len(gates)} gates are missed", "the last column of the table is the distance")
 
-# %% ../../nbs/cli/01_data.ipynb #9dcd1fb5
+# %% ../../nbs/cli/01_data.ipynb #a3f5e924
 def show_gates(
     gates: list[Any], # From `requirements`
     broken: dict[str, int], # Rule -> records that break it
@@ -194,13 +195,13 @@ def show_gates(
     for name in ("gate", "target", "measured", "verdict", "distance"):
         table.add_column(name, justify="left" if name in ("gate", "verdict") else "right")
     for g in gates:
-        verdict = ("passed", "–") if g.passed else ("MISSED", f"{g.distance:,g} short")
-        table.add_row(g.name, f"{g.target:,g}", f"{g.measured:,g}", *verdict)
+        verdict = ("passed", "–") if g.passed else ("MISSED", f"{g.distance:,.10g} short")
+        table.add_row(g.name, f"{g.target:,.10g}", f"{g.measured:,.10g}", *verdict)
     Console(highlight=False).print(table)
     for title, counts in (("records that break the schema", broken), ("left out", skipped)):
         if counts: print(f"{title}: " + "; ".join(f"{k:,} × {what}" for what, k in counts.items()))
 
-# %% ../../nbs/cli/01_data.ipynb #7fb4a65d
+# %% ../../nbs/cli/01_data.ipynb #525b214f
 @data_app.command(epilog=examples("email-trm data split mail.parquet --output parts/",
     "email-trm data split mail.parquet --kind time --output parts/"))
 def split(
@@ -209,7 +210,7 @@ def split(
     kind: Annotated[str, typer.Option(help="random, group (unseen senders), time (the future) or mailbox (unseen owners).")] = "group",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cut.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace the folder.")] = False,
-    field: FieldOption = None,
+    field: FieldOption = None, # Field mappings
 ) -> None:
     """Cut labelled mail into train, validation and test, as Parquet files with a record of the cut."""
     import pyarrow.parquet as pq
@@ -227,7 +228,7 @@ def split(
     write_json(folder.work / "split.json", cut.record())
     print(f"{kind} split, seed {seed}: " + ", ".join(f"{name} {len(part):,}" for name, part in cut.parts.items()) + f": {folder.publish()}")
 
-# %% ../../nbs/cli/01_data.ipynb #d9718d19
+# %% ../../nbs/cli/01_data.ipynb #adcc40c3
 @data_app.command(epilog=examples("email-trm data report", "email-trm data report mail.parquet --output reports/my-data"))
 def report(
     source: Annotated[str, typer.Argument(help="Labelled mail: a file or a folder, or 'sample' (synthetic).")] = "sample",
@@ -235,7 +236,7 @@ def report(
     per_category: Annotated[int, typer.Option(min=1, help="Mails each category should have.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cuts and folds.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a finished run in --output.")] = False,
-    field: FieldOption = None,
+    field: FieldOption = None, # Field mappings
     categories: Annotated[str, typer.Option(help="JSON file with your own categories.")] = "",
 ) -> None:
     """Write a quality report: counts, duplicates, conflicting and doubtful labels, leaks between splits, gates."""

@@ -150,7 +150,7 @@ class ImportOptions:
         text = json.dumps([self.format, dict(self.field_map or {}), self.mask, self.part, versions(())["email-trm"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/data/03_store.ipynb #3332cd76
+# %% ../../nbs/data/03_store.ipynb #9856282f
 @dataclass
 class ImportResult:
     """What an import did."""
@@ -161,12 +161,13 @@ class ImportResult:
     masked: Counter[str] = field(default_factory=Counter) # Kind of private data -> number masked
     repaired: Counter[str] = field(default_factory=Counter) # Kind of repair -> number of mails
     items: int = 0 # Items in the source
+    ignored: int = 0 # Files in it that hold no mail
     resumed: int = 0 # Items an earlier, interrupted import had done
 
     def record(self) -> dict[str, Any]:
         """Counts for the file beside the output. No mail text."""
         counts = {name: dict(getattr(self, name)) for name in ("skipped", "masked", "repaired")}
-        return {"items": self.items, "read": self.read, **counts}
+        return {"items": self.items, "read": self.read, "ignored": self.ignored, **counts}
 
 # %% ../../nbs/data/03_store.ipynb #2d4e88f2
 def mask_mail(
@@ -236,7 +237,7 @@ def _take(
     result.read += len(mails)
     return mails if result.items > before else None
 
-# %% ../../nbs/data/03_store.ipynb #d263b6f5
+# %% ../../nbs/data/03_store.ipynb #b54452d6
 def import_mail(
     source: str | Path, # Anything `read_emails` reads
     output: str | Path, # .parquet, .jsonl or .jsonl.gz
@@ -260,6 +261,7 @@ def import_mail(
         parts += 1
         work.save(parts)
         if progress: progress(report, result)
+    result.ignored = report.ignored
     if not result.read: raise _nothing(source, result, work)
     _join([work.part(i) for i in range(parts)], target, kind)
     write_json(target.with_name(f"{target.name}.import.json"), {"source": work.key} | result.record())

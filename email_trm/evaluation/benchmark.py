@@ -91,16 +91,18 @@ from ..core.runs import atomic_write, machine, utc_now, versions, write_json
 from ..mail.guard import Item
 from ..mail.readers import ReadReport, read_emails, read_items
 
-# %% ../../nbs/evaluation/05_benchmark.ipynb #7f1b6cfa
+# %% ../../nbs/evaluation/05_benchmark.ipynb #88517435
 def write_mbox(
     messages: Iterable[bytes], # RFC 822 messages
     path: Path, # File to write
 ) -> int: # Messages written
-    """Write messages as an mbox, with `>` before lines that start with `From ` (mboxrd)."""
+    """Write messages as an mbox, with `>` before lines that start with `From ` (mboxrd). A From_ line in front of a message is replaced."""
     n = 0
     with atomic_write(path, "wb") as out:
         for raw in messages:
-            body = re.sub(rb"(?m)^(>*From )", rb">\1", raw.replace(b"\r\n", b"\n").rstrip(b"\n"))
+            bare = raw.replace(b"\r\n", b"\n").strip(b"\n")
+            if bare.startswith(b"From "): bare = bare.partition(b"\n")[2]
+            body = re.sub(rb"(?m)^(>*From )", rb">\1", bare)
             out.write(b"From sender@example.org Thu Jan  1 00:00:00 2026\n" + body + b"\n\n")
             n += 1
     return n

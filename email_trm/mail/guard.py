@@ -6,8 +6,9 @@
 __all__ = ['SECONDS', 'MEGABYTES', 'PATIENCE', 'IN_FLIGHT', 'IN_FLIGHT_BYTES', 'Item', 'parse_json', 'parse_item', 'work',
            'WorkerDied', 'Worker', 'parse_items']
 
-# %% ../../nbs/mail/05_guard.ipynb #af6eeb8c
+# %% ../../nbs/mail/05_guard.ipynb #799719ba
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -96,13 +97,15 @@ def _answer(
     except MemoryError: return {"error": [f"parsing needs more than {MEGABYTES} MB", ""], "last": True}
     except Exception as error: return {"error": [f"the parser failed with {type(error).__name__}", "report it as a bug"]}
 
-# %% ../../nbs/mail/05_guard.ipynb #4fb1c3af
+# %% ../../nbs/mail/05_guard.ipynb #ce5db9fe
 def work() -> None:
     """Body of the worker process: answer frames until standard input ends."""
     source, target = sys.stdin.buffer, sys.stdout.buffer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     timer = hasattr(signal, "ITIMER_PROF")
     _answer(b"Subject: warm up\n\n<html><p>x</p></html>", {})
+    gc.freeze() # What is there now stays; looking through it again and again costs a tenth of the time
+    gc.set_threshold(20_000, 20, 20)
     _limit_memory(MEGABYTES)
     target.write(b"ready")
     target.flush()
@@ -153,14 +156,12 @@ def _read(
         found += part
     return bytes(found)
 
-# %% ../../nbs/mail/05_guard.ipynb #175bed88
+# %% ../../nbs/mail/05_guard.ipynb #3507ea6a
 class Worker:
     """One parser process. `send` never blocks for long; `receive` gives the answers in the order of sending."""
 
     def __init__(self) -> None:
-        import email_trm
-
-        folder = str(Path(email_trm.__file__).resolve().parents[1])
+        folder = str(Path(str(sys.modules["email_trm"].__file__)).resolve().parents[1])
         path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen([sys.executable, "-c", "from email_trm.mail.guard import work; work()"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path}, bufsize=0)
@@ -202,52 +203,69 @@ class Worker:
 IN_FLIGHT = 64 # Items waiting for an answer, at most
 IN_FLIGHT_BYTES = 32_000_000 # Their bytes, at most
 
-# %% ../../nbs/mail/05_guard.ipynb #6bd82436
-class _Line:
-    """Items waiting for their turn, and the worker that parses their messages."""
+# %% ../../nbs/mail/05_guard.ipynb #dc18c439
+def _cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def __init__(self) -> None:
-        self.items: deque[Item] = deque()
-        self.size = 0
-        self.worker: Worker | None = None
+# %% ../../nbs/mail/05_guard.ipynb #d94e3e98
+class _Line:
+    """Items waiting for their turn, and the workers that parse their messages, by turns."""
+
+    def __init__(self,
+        workers: int, # Processes, at most
+    ) -> None:
+        self.items: deque[tuple[Item, int]] = deque() # Item, and which worker has it; -1 for none
+        self.workers: list[Worker | None] = [None] * workers
+        self.size, self.sent = 0, 0
 
     def push(self,
         item: Item, # Next in order
     ) -> None:
-        """Put an item at the end, and hand its message to the worker."""
+        """Put an item at the end, and hand its message to a worker. The second worker starts only when there is work for it."""
         if item.kind == "message" and len(item.data) > MAX_MESSAGE_BYTES:
             item = Item("refused", refuse("message", f"{MAX_MESSAGE_BYTES:,} bytes").cause)
-        self.items.append(item)
-        if item.kind != "message": return
+        which = -1 if item.kind != "message" else 0 if self.sent < IN_FLIGHT // 2 else self.sent % len(self.workers)
+        self.items.append((item, which))
+        if which >= 0: self.send(item, which)
+
+    def send(self,
+        item: Item, # A message
+        which: int, # Index of a worker, started if need be
+    ) -> None:
+        """Hand a message to a worker."""
         self.size += len(item.data)
-        self.worker = self.worker or Worker()
-        self.worker.send(item)
+        self.sent += 1
+        worker = self.workers[which] or Worker()
+        self.workers[which] = worker
+        worker.send(item)
 
     def pop(self) -> "Email | RecordError":
         """The answer for the first item."""
-        item = self.items.popleft()
-        if item.kind != "message": return _attempt(item)
+        item, which = self.items.popleft()
+        worker = self.workers[which] if which >= 0 else None
+        if worker is None: return _attempt(item)
         self.size -= len(item.data)
-        assert self.worker is not None
-        try: answer = self.worker.receive()
+        try: answer = worker.receive()
         except WorkerDied as death: answer = {"error": [death.cause, "such mail is left out"], "last": True}
-        if answer.get("last"): self.restart()
-        if "mail" in answer: return email_from_dict(answer["mail"])
-        return RecordError(*answer["error"])
+        if answer.get("last"): self.restart(which)
+        return email_from_dict(answer["mail"]) if "mail" in answer else RecordError(*answer["error"])
 
-    def restart(self) -> None:
-        """Replace the worker; messages still waiting are sent to the new one."""
-        self.close()
-        waiting = [item for item in self.items if item.kind == "message"]
-        self.worker = Worker() if waiting else None
-        for item in waiting:
-            assert self.worker is not None
-            self.worker.send(item)
+    def restart(self,
+        which: int, # Index of the worker that is gone
+    ) -> None:
+        """Replace a worker; its messages that still wait are sent to the new one."""
+        worker, self.workers[which] = self.workers[which], None
+        if worker: worker.close()
+        for item, other in self.items:
+            if other != which: continue
+            self.size -= len(item.data)
+            self.send(item, which)
 
     def close(self) -> None:
-        """End the worker."""
-        if self.worker: self.worker.close()
-        self.worker = None
+        """End the workers."""
+        for worker in self.workers:
+            if worker: worker.close()
 
 # %% ../../nbs/mail/05_guard.ipynb #2082fe57
 def _attempt(
@@ -257,16 +275,17 @@ def _attempt(
     try: return parse_item(item)
     except RecordError as error: return error
 
-# %% ../../nbs/mail/05_guard.ipynb #00662e57
+# %% ../../nbs/mail/05_guard.ipynb #6d542bc1
 def parse_items(
     items: Iterable[Item], # From a reader
-    isolate: bool = True, # Parse messages in a killable worker; False parses here, for trusted mail
+    isolate: bool = True, # Parse messages in killable workers; False parses here, for trusted mail
+    workers: int | None = None, # Processes; one per core, four at most, if left out
 ) -> Iterator[Email | RecordError]: # One for each item, in order
     """Parse a stream of items in constant memory. Nothing an item holds can end the stream."""
     if not isolate:
         yield from map(_attempt, items)
         return
-    line = _Line()
+    line = _Line(workers or min(_cores(), 4))
     try:
         for item in items:
             line.push(item)

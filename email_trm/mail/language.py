@@ -5,28 +5,47 @@
 # %% auto #0
 __all__ = ['LANGUAGES', 'MIN_LETTERS', 'detect_language']
 
-# %% ../../nbs/mail/01_language.ipynb #401e6f17
+# %% ../../nbs/mail/01_language.ipynb #898fcb98
+import re
 from functools import lru_cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-# %% ../../nbs/mail/01_language.ipynb #2378a1b1
-LANGUAGES: tuple[str, ...] = ("en", "tr") # Languages told apart
+# %% ../../nbs/mail/01_language.ipynb #7409af27
+LANGUAGES: tuple[str, ...] = ("en", "tr") # Languages told apart unless others are asked for
 MIN_LETTERS = 20 # Fewer letters than this and the answer is "und"
 
-# %% ../../nbs/mail/01_language.ipynb #29bfd438
-@lru_cache(maxsize=1)
-def _identifier() -> LanguageIdentifier:
-    """The identifier, loaded once (about half a second) and limited to `LANGUAGES`."""
+# %% ../../nbs/mail/01_language.ipynb #4e9996bf
+@lru_cache(maxsize=4)
+def _identifier(
+    languages: tuple[str, ...], # ISO 639-1 codes
+) -> LanguageIdentifier:
+    """The identifier limited to `languages`, loaded once (about half a second). Raises `ValueError` for a language it does not know."""
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    identifier.set_languages(list(LANGUAGES))
+    identifier.set_languages(list(languages))
     return identifier
 
-# %% ../../nbs/mail/01_language.ipynb #a11e59ae
+# %% ../../nbs/mail/01_language.ipynb #9823e85d
+_heading = re.compile(r"^(?:-{2,} ?(?:original message|orijinal ileti|özgün ileti|forwarded message|iletilen ileti)\b"
+    r"|.{0,200}\b(?:wrote|yazdı) ?:\s*$"
+    r"|(?:from|kimden) ?: .{0,200}\n(?:sent|date|to|gönderilme|gönderildi|tarih|kime) ?:)", re.IGNORECASE | re.MULTILINE)
+_quoted_line = re.compile(r"^>.*$", re.MULTILINE)
+
+# %% ../../nbs/mail/01_language.ipynb #85df8d94
+def _own_words(
+    text: str, # Subject and body
+) -> str: # Without quotation, or all of it when little else is left
+    """Roughly what the sender wrote."""
+    found = _heading.search(text)
+    own = _quoted_line.sub("", text[:found.start()] if found else text)
+    return own if sum(map(str.isalpha, own)) >= MIN_LETTERS else text
+
+# %% ../../nbs/mail/01_language.ipynb #8477ae1f
 def detect_language(
-    text: str, # Subject and body; the first 2,000 characters count
-) -> str: # "en", "tr" or "und"
-    """The language of `text` among `LANGUAGES`, or `und` when it holds too few letters to tell."""
-    text = text[:2000]
+    text: str, # Subject and body; the first 2,000 characters of what is not quoted count
+    languages: tuple[str, ...] = LANGUAGES, # ISO 639-1 codes to choose from
+) -> str: # One of `languages`, or "und"
+    """The language of `text` among `languages`, or `und` when it holds too few letters to tell."""
+    text = _own_words(text[:8000])[:2000]
     if sum(map(str.isalpha, text)) < MIN_LETTERS: return "und"
-    return str(_identifier().classify(text)[0])
+    return str(_identifier(tuple(languages)).classify(text)[0])

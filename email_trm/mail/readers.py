@@ -122,7 +122,7 @@ def normalise_folder(
     known = next((i for i, p in enumerate(parts) if p in _folders), 0)
     return ".".join(parts[known:][-5:])
 
-# %% ../../nbs/mail/07_readers.ipynb #522a85b4
+# %% ../../nbs/mail/07_readers.ipynb #385074b9
 @dataclass(slots=True)
 class Blob:
     """One file to read, unpacked, wherever it lies."""
@@ -134,16 +134,24 @@ class Blob:
     meter: _Meter | None = None # Counts what is read of the file on disk
 
     @property
-    def name(self) -> str: return self.parts[-1]
+    def name(self) -> str:
+        """Its file name, without a packing suffix."""
+        return self.parts[-1]
 
     @property
-    def inside(self) -> tuple[str, ...]: return self.parts[self.depth:-1] # Folders between the source and the file
+    def inside(self) -> tuple[str, ...]:
+        """Folders between the source and the file."""
+        return self.parts[self.depth:-1]
 
     @property
-    def suffix(self) -> str: return os.path.splitext(self.name)[1].lower()
+    def suffix(self) -> str:
+        """Its suffix in lower case, with the dot."""
+        return os.path.splitext(self.name)[1].lower()
 
     @property
-    def head(self) -> bytes: return self.stream.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8)
+    def head(self) -> bytes:
+        """Its first bytes, still unread, by which a format is recognised."""
+        return self.stream.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8)
 
 # %% ../../nbs/mail/07_readers.ipynb #c55f6a19
 def blob_of(
@@ -620,21 +628,30 @@ def _json_kind(
 def _is_creator(blob: Blob) -> bool: # train/dataset.json or test/dataset.json
     return blob.parts[-2:] in (("train", "dataset.json"), ("test", "dataset.json")) and bool(_json_kind(blob))
 
-# %% ../../nbs/mail/07_readers.ipynb #fe97cf5f
+# %% ../../nbs/mail/07_readers.ipynb #3c1d5881
 @reads("gmail_dataset_creator", "a folder with train/dataset.json and test/dataset.json", _is_creator)
-def read_creator(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def read_creator(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Field of `Email` -> key in the records
+) -> Iterator[Item]:
     """The records of one of its two files."""
     yield from json_items(blob.stream, field_map)
 
-# %% ../../nbs/mail/07_readers.ipynb #5f2e545a
+# %% ../../nbs/mail/07_readers.ipynb #f506187f
 @reads("jsonl", "JSON lines: one object a line", lambda blob: _json_kind(blob) == "jsonl")
-def read_jsonl(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def read_jsonl(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Field of `Email` -> key in the records
+) -> Iterator[Item]:
     """One item per line."""
     yield from jsonl_items(blob.stream, field_map)
 
-# %% ../../nbs/mail/07_readers.ipynb #4a0cdb06
+# %% ../../nbs/mail/07_readers.ipynb #8f4cad13
 @reads("json", "a list of objects, an object that holds one, or a single mail", lambda blob: _json_kind(blob) == "json")
-def read_json(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def read_json(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Field of `Email` -> key in the records
+) -> Iterator[Item]:
     """One item per record."""
     yield from json_items(blob.stream, field_map)
 
@@ -732,15 +749,21 @@ def _is_table(blob: Blob) -> bool: # A text table: by suffix, and no binary data
     text = b"\x00" not in blob.head[:1_000] or blob.head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     return blob.suffix in (".csv", ".tsv") and text
 
-# %% ../../nbs/mail/07_readers.ipynb #2ae28e3a
+# %% ../../nbs/mail/07_readers.ipynb #e2747015
 @reads("csv", "tables with , ; or tab, among them Outlook's export", lambda blob: _is_table(blob) and blob.suffix == ".csv")
-def read_csv(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def read_csv(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Field of `Email` -> key in the records
+) -> Iterator[Item]:
     """One item per row."""
     yield from csv_items(csv_text(blob), field_map)
 
-# %% ../../nbs/mail/07_readers.ipynb #dd1638ea
+# %% ../../nbs/mail/07_readers.ipynb #19e0052b
 @reads("tsv", "tables with tabs", _is_table)
-def read_tsv(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def read_tsv(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Field of `Email` -> key in the records
+) -> Iterator[Item]:
     """One item per row."""
     yield from csv_items(csv_text(blob), field_map)
 
@@ -766,9 +789,12 @@ def parquet_rows(
         seen += batch.num_rows
         for row in batch.to_pylist(): yield seen / total, row
 
-# %% ../../nbs/mail/07_readers.ipynb #2e161977
+# %% ../../nbs/mail/07_readers.ipynb #3ed764e6
 @reads("parquet", "Parquet tables, our own export among them", lambda blob: blob.head.startswith(PARQUET))
-def read_parquet(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def read_parquet(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Field of `Email` -> key in the records
+) -> Iterator[Item]:
     """One item per row."""
     if blob.file is None: raise SourceError("Parquet inside an archive or a pipe cannot be read", "unpack it first")
     wanted = set(FIELDS) - set(field_map or ()) | set((field_map or {}).values())
@@ -783,16 +809,22 @@ def read_parquet(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"not a readable Parquet file ({type(error).__name__})", "write it again") from None
 
-# %% ../../nbs/mail/07_readers.ipynb #b14d9874
+# %% ../../nbs/mail/07_readers.ipynb #27db9053
 @reads("msg", "Outlook .msg: recognised, not read", lambda blob: blob.head.startswith(OLE))
-def refuse_msg(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def refuse_msg(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Not used
+) -> Iterator[Item]:
     """Raises `SourceError`."""
     raise SourceError("an Outlook .msg file cannot be read", "open it in Outlook or Thunderbird and save it as .eml")
     yield
 
-# %% ../../nbs/mail/07_readers.ipynb #adbf6511
+# %% ../../nbs/mail/07_readers.ipynb #6d1abc99
 @reads("pst", "Outlook .pst and .ost: recognised, not read", lambda blob: blob.head.startswith(PST))
-def refuse_pst(blob: Blob, field_map: FieldMap = None) -> Iterator[Item]:
+def refuse_pst(
+    blob: Blob, # One file
+    field_map: FieldMap = None, # Not used
+) -> Iterator[Item]:
     """Raises `SourceError`."""
     raise SourceError("an Outlook .pst file cannot be read",
         "turn it into .eml files with `readpst -e mail.pst` (Debian's pst-utils), or export from Outlook or Thunderbird")
