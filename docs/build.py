@@ -54,6 +54,7 @@ MIMES = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown
 EXPORTS = {"export", "exports", "exporti"}
 API_HEADING = re.compile(r"^### `[\w.]+`$")  # as api_markdown writes it
 MODULE_PATH = re.compile(r"(?<=[:>\[ |])(?:[a-z_]\w*\.)+(?=[A-Z]\w*[\[\],:|= ]|[A-Z]\w*$)")  # email_trm.trm.config. in front of a class
+CLASS_REPR = re.compile(r"<class '(?:\w+\.)*(\w+)'>")  # how Python shows a class that is no builtin
 CAPITALS = re.compile(r"^(?:[A-Z]\w*[a-z]\w*|\w+_\w+)(?:\.\w+)*$")
 
 
@@ -127,7 +128,7 @@ def api_markdown(module: str, name: str) -> str:
     if isinstance(obj, property):
         obj = obj.fget
     lines = str(DocmentText(obj, docstring=False)).split("\n")  # annotations are not evaluated: some are only for type checkers
-    short = [MODULE_PATH.sub("", code) + mark + note for code, mark, note in (line.partition(" # ") for line in lines)]
+    short = [MODULE_PATH.sub("", CLASS_REPR.sub(r"\1", code)) + mark + note for code, mark, note in (line.partition(" # ") for line in lines)]
     signature = "\n".join(["```python", *short, "```"])
     if inspect.isclass(obj):
         signature = signature.replace("```python\ndef ", "```python\nclass ", 1).replace(")->None:\n```", "):\n```")

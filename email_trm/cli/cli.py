@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'ENVIRONMENT', 'show_results', 'run', 'predict', 'evaluate', 'main']
 
-# %% ../../nbs/cli/02_cli.ipynb #e33925b8
+# %% ../../nbs/cli/02_cli.ipynb #8a761842
 import json
 import os
 import sys
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .console import check_template, examples, execute, parse_fields, pipeline_path, say, with_progress
+from .console import check_template, examples, execute, parse_fields, parse_switches, pipeline_path, say, with_progress
 from .data import data_app
 from ..core.errors import EmailTRMError, SourceError
 
@@ -42,18 +42,19 @@ def show_results(
         table.add_row(row["model"], row["split"], str(row["n"]), *numbers)
     Console(highlight=False).print(table)
 
-# %% ../../nbs/cli/02_cli.ipynb #c91f6e47
+# %% ../../nbs/cli/02_cli.ipynb #1e41ca6d
 @app.command(epilog=examples("email-trm run", "email-trm run --source mail.jsonl.gz --profile full",
     "email-trm run --source data/ --field body=text --split random"))
 def run(
     source: Annotated[str, typer.Option(help="File or folder of labelled mail; 'sample' is the built-in synthetic mailbox.")] = "sample",
-    split: Annotated[str, typer.Option(help="random, group (unseen senders) or both.")] = "both",
+    split: Annotated[str, typer.Option(help="random, group (unseen senders), both, time or mailbox.")] = "both",
     profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cut, the weights and the shuffling.")] = 0,
     output: Annotated[str, typer.Option(help="Run folder. Default: reports/<time>-<source>.")] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace a finished run in --output.")] = False,
     field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,
     categories: Annotated[str, typer.Option(help="JSON file with your own categories.")] = "",
+    augment: Annotated[list[str] | None, typer.Option(help="Augment the training part, repeatable: turkish_ascii=1.0.")] = None,
 ) -> None:
     """Train on a source of labelled mail and write a report."""
     from email_trm.core.runs import run_name
@@ -62,7 +63,7 @@ def run(
         raise SourceError(f"{source} does not exist", "check the path, or leave --source out for the synthetic sample")
     folder = Path(output).absolute() if output else Path("reports").absolute() / run_name(Path(source).name)
     parameters = {"source": source, "split": split, "profile": profile, "seed": seed, "output": str(folder), "overwrite": overwrite,
-        "field_map": parse_fields(field or []), "categories": categories}
+        "field_map": parse_fields(field or []), "categories": categories, "augment": parse_switches(augment or [])}
     notebook = pipeline_path("train_categories")
     check_template(notebook, parameters)
     say("Training. Progress follows; the report comes at the end.")

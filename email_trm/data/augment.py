@@ -7,8 +7,8 @@ __all__ = ['CASES', 'SYNONYMS_EN', 'SYNONYMS_TR', 'TEMPLATES_EN', 'TEMPLATES_TR'
            'MARK', 'Augmentation', 'is_turkish', 'to_lower', 'to_upper', 'to_title', 'typed_in_ascii', 'in_case',
            'change_case', 'in_ascii', 'like', 'synonyms_in', 'rephrasings', 'paraphrase_subject', 'sender_kind',
            'domain_type', 'SenderPool', 'swap_sender', 'without_zones', 'remove_quotes', 'drop_zones', 'drop_field',
-           'drop_tokens', 'AugmentConfig', 'only', 'operations', 'random_of', 'is_augmented', 'augment_one', 'augment',
-           'augment_split', 'count_operations']
+           'drop_tokens', 'AugmentConfig', 'chosen', 'only', 'operations', 'random_of', 'is_augmented', 'augment_one',
+           'augment', 'augment_split', 'count_operations']
 
 # %% ../../nbs/data/06_augment.ipynb #867b24dc
 import copy
@@ -456,15 +456,22 @@ class AugmentConfig:
 # %% ../../nbs/data/06_augment.ipynb #0f7263df
 OPERATIONS: tuple[str, ...] = tuple(f.name for f in fields(AugmentConfig) if f.name != "token_rate") # Names of the operations, in order
 
-# %% ../../nbs/data/06_augment.ipynb #469e484f
+# %% ../../nbs/data/06_augment.ipynb #47d77a53
+def chosen(
+    probabilities: Mapping[str, float], # Operation -> probability
+) -> AugmentConfig:
+    """A configuration with just these operations switched on. Raises `ConfigError` for an unknown name or a number that is no probability."""
+    for name in probabilities:
+        if name not in OPERATIONS: raise ConfigError(f"there is no augmentation called '{name}'", suggest(name, OPERATIONS))
+    return AugmentConfig(**{name: float(probabilities.get(name, 0.0)) for name in OPERATIONS})
+
+# %% ../../nbs/data/06_augment.ipynb #aad4b503
 def only(
     *names: str, # Operations to switch on; none for all of them
     probability: float = 1.0, # For each of them
 ) -> AugmentConfig:
     """A configuration with these operations on and all others off. Raises `ConfigError` for an unknown name."""
-    for name in names:
-        if name not in OPERATIONS: raise ConfigError(f"there is no augmentation called '{name}'", suggest(name, OPERATIONS))
-    return AugmentConfig(**{name: probability if name in (names or OPERATIONS) else 0.0 for name in OPERATIONS})
+    return chosen(dict.fromkeys(names or OPERATIONS, probability))
 
 # %% ../../nbs/data/06_augment.ipynb #6322a304
 def operations(
