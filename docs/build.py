@@ -128,7 +128,8 @@ def api_markdown(module: str, name: str) -> str:
     if isinstance(obj, property):
         obj = obj.fget
     lines = str(DocmentText(obj, docstring=False)).split("\n")  # annotations are not evaluated: some are only for type checkers
-    short = [MODULE_PATH.sub("", CLASS_REPR.sub(r"\1", code)) + mark + note for code, mark, note in (line.partition(" # ") for line in lines)]
+    cut = (line.partition(" # ") for line in lines)
+    short = [MODULE_PATH.sub("", CLASS_REPR.sub(r"\1", code)) + mark + note for code, mark, note in cut]
     signature = "\n".join(["```python", *short, "```"])
     if inspect.isclass(obj):
         signature = signature.replace("```python\ndef ", "```python\nclass ", 1).replace(")->None:\n```", "):\n```")

@@ -252,9 +252,9 @@ def report(
     execute(notebook, folder, parameters)
     print(f"Report: {folder / 'report.html'}")
 
-# %% ../../nbs/cli/01_data.ipynb #3f4b74d1
-@data_app.command(epilog=examples("email-trm data download spamassassin --output data/raw",
-    "email-trm data download enron --output data/raw"))
+# %% ../../nbs/cli/01_data.ipynb #29e4b51e
+@data_app.command(epilog=examples("email-trm data download spamassassin --output data/raw/spamassassin",
+    "email-trm data download enron --output data/raw/enron"))
 def download(
     name: Annotated[str, typer.Argument(help="enron or spamassassin.")],
     output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("data/raw"),
@@ -274,10 +274,10 @@ def labels_path() -> Path:
         raise ConfigError("no label file lies beside this installation", "give data/labels/labels.csv of the repository with --labels")
     return path
 
-# %% ../../nbs/cli/01_data.ipynb #875ab12a
+# %% ../../nbs/cli/01_data.ipynb #c8c72ef4
 @build_app.command("public-mail", epilog=examples(
     "email-trm data build public-mail --spamassassin data/raw/spamassassin --output public-mail.parquet",
-    "email-trm data build public-mail --enron data/raw/enron_mail_20150507.tar.gz --output public-mail.parquet"))
+    "email-trm data build public-mail --enron data/raw/enron --output public-mail.parquet"))
 def public_mail(
     output: Annotated[Path, typer.Option(help="File to write: .parquet, .jsonl or .jsonl.gz.")],
     enron: Annotated[list[Path] | None, typer.Option(help="The Enron download, its maildir, or mboxes; repeatable.")] = None,

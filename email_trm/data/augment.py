@@ -456,11 +456,11 @@ class AugmentConfig:
 # %% ../../nbs/data/06_augment.ipynb #0f7263df
 OPERATIONS: tuple[str, ...] = tuple(f.name for f in fields(AugmentConfig) if f.name != "token_rate") # Names of the operations, in order
 
-# %% ../../nbs/data/06_augment.ipynb #47d77a53
+# %% ../../nbs/data/06_augment.ipynb #5b82cee0
 def chosen(
     probabilities: Mapping[str, float], # Operation -> probability
 ) -> AugmentConfig:
-    """A configuration with just these operations switched on. Raises `ConfigError` for an unknown name or a number that is no probability."""
+    """A configuration with just these operations on. Raises `ConfigError` for an unknown name or a number that is no probability."""
     for name in probabilities:
         if name not in OPERATIONS: raise ConfigError(f"there is no augmentation called '{name}'", suggest(name, OPERATIONS))
     return AugmentConfig(**{name: float(probabilities.get(name, 0.0)) for name in OPERATIONS})

@@ -176,10 +176,11 @@ def distance_sentences(
             f" and {side(f1)} it in macro-F1 ({signed_points(f1)}). {certain}")
     return out
 
-# %% ../../nbs/evaluation/02_reports.ipynb #59265caf
+# %% ../../nbs/evaluation/02_reports.ipynb #90e628e3
 MEANINGS: dict[str, str] = { # What a split tests
     "random": "Test mails drawn at random from each category. Training may know their senders.",
-    "group": "Training saw no mail of these groups of senders: the harder, more honest test. Where the data's own groups part a sender, a few test mails may still share an address with training.",
+    "group": "Training saw no mail of these groups of senders: the harder, more honest test. Where the data's own groups part a sender, "
+        "a few test mails may still share an address with training.",
     "time": "Training saw only mail that is older than the test mail: the model meets the future.",
     "mailbox": "Training saw no mail of these mailboxes: the model meets other owners."}
 

@@ -344,7 +344,7 @@ def item_id(
     try: return parse_item(item).id if item.kind in ("json", "record") else None
     except RecordError: return None
 
-# %% ../../nbs/mail/08_corpora.ipynb #ed1ff64c
+# %% ../../nbs/mail/08_corpora.ipynb #bc7d60b8
 @dataclass
 class JoinReport:
     """What a join found: per source the number of labels, of mails found for them, of further copies, of mails that could not be parsed."""
@@ -370,7 +370,7 @@ class JoinReport:
         lines = [f"{s}: {self.found[s]:,} of {self.labelled[s]:,} labelled mails found among {n:,}, {self.missing[s]:,} missing, "
             f"{self.duplicates[s]:,} further copies" for s, n in self.seen.items()]
         refused = [f"{n:,} could not be parsed: {why}" for why, n in self.refused.most_common()]
-        rest = [f"{self.elsewhere:,} labels belong to other sources, which have no download here"] if self.elsewhere else []
+        rest = [f"{self.elsewhere:,} labels belong to sources that were not given or have no download"] if self.elsewhere else []
         return "\n".join([*lines, *refused, *rest])
 
 # %% ../../nbs/mail/08_corpora.ipynb #77e21da1

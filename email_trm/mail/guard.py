@@ -139,26 +139,22 @@ def _died(
     if out_of_time: return WorkerDied(f"parsing takes more than {SECONDS:g} s of processor time")
     return WorkerDied(f"the parser was ended, probably for needing more than {MEGABYTES} MB")
 
-# %% ../../nbs/mail/05_guard.ipynb #feeee6ba
-def _read(
+# %% ../../nbs/mail/05_guard.ipynb #564693fe
+def _more(
     process: subprocess.Popen[bytes], # The worker
-    size: int, # Bytes wanted
-    seconds: float, # Wall-clock time to wait for each piece
+    seconds: float, # Wall-clock time to wait
 ) -> bytes:
-    """Bytes from the worker. Raises `WorkerDied` at the end of its output, or when nothing comes in time."""
+    """What the worker has written by now. Raises `WorkerDied` at the end of its output, or when nothing comes in time."""
     assert process.stdout is not None
-    found = bytearray()
-    while len(found) < size:
-        if os.name == "posix" and not select.select([process.stdout], [], [], seconds)[0]:
-            raise WorkerDied(f"the parser gave no answer for {seconds:g} s")
-        part = os.read(process.stdout.fileno(), min(size - len(found), 1 << 20))
-        if not part: raise _died(process.wait())
-        found += part
-    return bytes(found)
+    if os.name == "posix" and not select.select([process.stdout], [], [], seconds)[0]:
+        raise WorkerDied(f"the parser gave no answer for {seconds:g} s")
+    part = os.read(process.stdout.fileno(), 1 << 20)
+    if not part: raise _died(process.wait())
+    return part
 
-# %% ../../nbs/mail/05_guard.ipynb #3507ea6a
+# %% ../../nbs/mail/05_guard.ipynb #81e93224
 class Worker:
-    """One parser process. `send` never blocks for long; `receive` gives the answers in the order of sending."""
+    """One parser process, which starts up while others work. `send` never blocks; `receive` gives the answers in the order of sending."""
 
     def __init__(self) -> None:
         folder = str(Path(str(sys.modules["email_trm"].__file__)).resolve().parents[1])
@@ -168,13 +164,17 @@ class Worker:
         self.frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.feeder = threading.Thread(target=self._feed, daemon=True)
         self.feeder.start()
-        if _read(self.process, 5, 2 * PATIENCE) != b"ready": raise WorkerDied("the parser did not start")
+        self.buffer, self.ready = bytearray(), False
 
     def _feed(self) -> None:
         """Write frames to the process until told to stop, or until it is gone."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
             while (frame := self.frames.get()) is not None:
+                while len(frame) < 1 << 16 and not self.frames.empty(): # Many small messages in one write
+                    more = self.frames.get()
+                    if more is None: return
+                    frame += more
                 view = memoryview(frame)
                 while view: view = view[self.process.stdin.write(view):]
         with contextlib.suppress(OSError, ValueError): self.process.stdin.close()
@@ -188,8 +188,20 @@ class Worker:
 
     def receive(self) -> dict[str, Any]:
         """The next answer. Raises `WorkerDied`."""
-        (size,) = struct.unpack(">I", _read(self.process, 4, PATIENCE))
-        return dict(json.loads(_read(self.process, size, PATIENCE)))
+        if not self.ready and self._take(5, 2 * PATIENCE) != b"ready": raise WorkerDied("the parser did not start")
+        self.ready = True
+        (size,) = struct.unpack(">I", self._take(4, PATIENCE))
+        return dict(json.loads(self._take(size, PATIENCE)))
+
+    def _take(self,
+        size: int, # Bytes wanted
+        seconds: float, # Wall-clock time to wait for each piece
+    ) -> bytes:
+        """Bytes of the worker's output. Raises `WorkerDied`."""
+        while len(self.buffer) < size: self.buffer += _more(self.process, seconds)
+        taken = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return taken
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -208,7 +220,7 @@ def _cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../../nbs/mail/05_guard.ipynb #d94e3e98
+# %% ../../nbs/mail/05_guard.ipynb #0840caed
 class _Line:
     """Items waiting for their turn, and the workers that parse their messages, by turns."""
 
@@ -225,7 +237,7 @@ class _Line:
         """Put an item at the end, and hand its message to a worker. The second worker starts only when there is work for it."""
         if item.kind == "message" and len(item.data) > MAX_MESSAGE_BYTES:
             item = Item("refused", refuse("message", f"{MAX_MESSAGE_BYTES:,} bytes").cause)
-        which = -1 if item.kind != "message" else 0 if self.sent < IN_FLIGHT // 2 else self.sent % len(self.workers)
+        which = -1 if item.kind != "message" else 0 if self.sent < IN_FLIGHT // 4 else self.sent % len(self.workers)
         self.items.append((item, which))
         if which >= 0: self.send(item, which)
 
@@ -249,7 +261,7 @@ class _Line:
         try: answer = worker.receive()
         except WorkerDied as death: answer = {"error": [death.cause, "such mail is left out"], "last": True}
         if answer.get("last"): self.restart(which)
-        return email_from_dict(answer["mail"]) if "mail" in answer else RecordError(*answer["error"])
+        return Email(**answer["mail"]) if "mail" in answer else RecordError(*answer["error"])
 
     def restart(self,
         which: int, # Index of the worker that is gone

@@ -161,13 +161,13 @@ def address(
     found = [addr for _, addr in getaddresses([sender]) if "@" in addr]
     return (found[0] if found else sender).strip().lower()
 
-# %% ../../nbs/mail/04_message.ipynb #7c856296
+# %% ../../nbs/mail/04_message.ipynb #dace832b
 MAX_MESSAGE_BYTES = 25_000_000 # Whole message
 MAX_HEADER_BYTES = 64_000 # Header block of the message, and of each part
 MAX_HEADERS = 1_000 # Header lines
 MAX_PARTS = 1_000 # MIME parts
 MAX_DEPTH = 50 # Nesting of MIME parts
-MAX_TEXT_BYTES = 2_000_000 # Text of one message that is kept; the rest is cut, and `repairs` says so
+MAX_TEXT_BYTES = 1_000_000 # Text of one message that is kept; the rest is cut, and `repairs` says so
 
 # %% ../../nbs/mail/04_message.ipynb #e01b748b
 def refuse(
@@ -231,14 +231,14 @@ _WANTED = ("subject", "from", "to", "cc", "date", "message-id", "in-reply-to", "
 _wanted = re.compile(rf"^({'|'.join(_WANTED)})[ \t]*:[ \t]*(.*)$", re.MULTILINE | re.IGNORECASE) # One unfolded header that is read
 _any_header = re.compile(r"^[^\s:]+[ \t]*:", re.MULTILINE)
 
-# %% ../../nbs/mail/04_message.ipynb #a67a803f
+# %% ../../nbs/mail/04_message.ipynb #a5d7351c
 def _top_headers(
     raw: bytes, # A message
 ) -> dict[str, list[str]] | None: # Lower-case name -> raw values, bare bytes as surrogates; None if there is no header at all
     """The headers of the message itself that are read, unfolded but undecoded."""
     block = raw[:MAX_HEADER_BYTES + 4].replace(b"\r\n", b"\n").partition(b"\n\n")[0].decode("ascii", "surrogateescape")
     found: dict[str, list[str]] = {}
-    for name, value in _wanted.findall(re.sub(r"\n(?=[ \t])", "", block)): found.setdefault(name.lower(), []).append(value)
+    for name, value in _wanted.findall(block.replace("\n ", " ").replace("\n\t", " ")): found.setdefault(name.lower(), []).append(value)
     return found if found or _any_header.search(block) else None
 
 # %% ../../nbs/mail/04_message.ipynb #be263ba6
