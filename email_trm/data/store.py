@@ -135,7 +135,7 @@ def write_mails(
             n += len(some)
     return n
 
-# %% ../../nbs/data/03_store.ipynb #1b4ceaac
+# %% ../../nbs/data/03_store.ipynb #14810ead
 @dataclass(frozen=True)
 class ImportOptions:
     """What decides the content of an import, besides the source."""
@@ -147,7 +147,7 @@ class ImportOptions:
 
     def key(self) -> str:
         """A name for these options under this version of the package."""
-        text = json.dumps([self.format, dict(self.field_map or {}), self.mask, self.part, versions(())["email-trm"]], sort_keys=True)
+        text = json.dumps([self.format, dict(self.field_map or {}), self.mask, self.part, versions(()).get("email-trm", "")], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/03_store.ipynb #9856282f
