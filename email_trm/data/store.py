@@ -135,7 +135,7 @@ def write_mails(
             n += len(some)
     return n
 
-# %% ../../nbs/data/03_store.ipynb #14810ead
+# %% ../../nbs/data/03_store.ipynb #51f41a61
 @dataclass(frozen=True)
 class ImportOptions:
     """What decides the content of an import, besides the source."""
@@ -147,7 +147,8 @@ class ImportOptions:
 
     def key(self) -> str:
         """A name for these options under this version of the package."""
-        text = json.dumps([self.format, dict(self.field_map or {}), self.mask, self.part, versions(()).get("email-trm", "")], sort_keys=True)
+        version = versions(()).get("email-trm", "")
+        text = json.dumps([self.format, dict(self.field_map or {}), self.mask, self.part, version], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/03_store.ipynb #9856282f

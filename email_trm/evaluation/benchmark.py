@@ -175,12 +175,12 @@ def _peak_mb(
     unit = 1 if sys.platform == "darwin" else 1024 # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
-# %% ../../nbs/evaluation/05_benchmark.ipynb #f1c9cf32
+# %% ../../nbs/evaluation/05_benchmark.ipynb #71301b29
 def importer_main(
     name: str, # A key of `IMPORTERS`
     path: str, # An mbox
 ) -> None:
-    """Read an mbox and print seconds, mails, failures and peak memory (MB, and how much reading added) as JSON. Runs in a process of its own."""
+    """Read an mbox and print seconds, mails, failures and peak memory in MB as JSON. Runs in a process of its own."""
     before, start = _peak_mb(reset=True), time.perf_counter()
     read, failed = IMPORTERS[name](path)
     seconds = time.perf_counter() - start
