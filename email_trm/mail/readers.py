@@ -1229,7 +1229,7 @@ def read_emails(
         left = f" ({report})" if report.skipped else ""
         raise SourceError(f"no mail in {_shown(source)}{left}", f"name its format: {', '.join(FORMATS)}")
 
-# %% ../../nbs/mail/07_readers.ipynb #e6c182c5
+# %% ../../nbs/mail/07_readers.ipynb #7a7cc907
 def fingerprint_source(
     source: str | Path, # File or folder
 ) -> str: # 64 hex digits
@@ -1239,7 +1239,8 @@ def fingerprint_source(
     A copy has the same name only if it keeps the times. Raises `SourceError` for what has no files: standard input and servers.
     """
     path, total = Path(source).expanduser(), hashlib.sha256()
-    if not path.exists() or not (path.is_dir() or path.is_file()):
+    if not path.exists(): raise SourceError(f"{_shown(source)} does not exist", "check the path")
+    if not (path.is_dir() or path.is_file()):
         raise SourceError(f"{_shown(source)} has no files to tell it by", "give a file or a folder")
     for file, inside in folder_files(path) if path.is_dir() else [(os.fspath(path), (path.name,))]:
         try: content = _ends(file)
