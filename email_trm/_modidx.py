@@ -703,7 +703,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'email_trm.mail.readers._ends': ('mail/readers.html#_ends', 'email_trm/mail/readers.py'),
                                         'email_trm.mail.readers._file_items': ( 'mail/readers.html#_file_items',
                                                                                 'email_trm/mail/readers.py'),
-                                        'email_trm.mail.readers._imap': ('mail/readers.html#_imap', 'email_trm/mail/readers.py'),
                                         'email_trm.mail.readers._is_creator': ( 'mail/readers.html#_is_creator',
                                                                                 'email_trm/mail/readers.py'),
                                         'email_trm.mail.readers._is_eml': ('mail/readers.html#_is_eml', 'email_trm/mail/readers.py'),

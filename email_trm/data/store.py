@@ -6,7 +6,7 @@
 __all__ = ['SAMPLE', 'KINDS', 'arrow_schema', 'to_table', 'kind_of', 'write_mails', 'ImportOptions', 'ImportResult', 'mask_mail',
            'import_mail', 'source_key', 'items_of', 'cached', 'as_dataset']
 
-# %% ../../nbs/data/03_store.ipynb #e437fedb
+# %% ../../nbs/data/03_store.ipynb #0de44673
 import gzip
 import hashlib
 import json
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from ..core.errors import ConfigError, RecordError, SourceError
 from ..core.runs import atomic_write, versions, write_json
 from ..mail.guard import Item, parse_items
+from ..mail.imap import imap_fingerprint, imap_items, is_imap
 from ..mail.language import detect_language
 from ..mail.message import FIELDS, Email, email_to_dict
 from ..mail.privacy import mask
@@ -280,20 +281,16 @@ def _nothing(
     why = "; ".join(f"{n:,} {reason}" for reason, n in result.skipped.most_common(5))
     return SourceError(f"no mail in {Path(str(source)).name}" + (f": {why}" if why else ""), "check the path, or name the format")
 
-# %% ../../nbs/data/03_store.ipynb #9633c0f0
+# %% ../../nbs/data/03_store.ipynb #773da16f
 def source_key(
     source: str | Path, # Anything `read_emails` reads
 ) -> str:
     """A name that changes when the source changes. Standard input cannot be read twice, so it gets a new name each time."""
     if str(source) == SAMPLE and not Path(SAMPLE).exists(): return SAMPLE
     if str(source) == "-": return f"stdin-{os.getpid()}"
-    if str(source).lower().startswith(("imap://", "imaps://")):
-        from email_trm.mail.imap import imap_fingerprint
+    return imap_fingerprint(str(source)) if is_imap(str(source)) else fingerprint_source(source)
 
-        return imap_fingerprint(str(source))
-    return fingerprint_source(source)
-
-# %% ../../nbs/data/03_store.ipynb #84b440f9
+# %% ../../nbs/data/03_store.ipynb #9a2c5544
 def items_of(
     source: str | Path, # Anything `read_emails` reads, or "sample"
     options: ImportOptions, # Format and field map
@@ -303,11 +300,8 @@ def items_of(
     """The items of a source, the built-in sample included, after the first `skip`."""
     if str(source) == SAMPLE and not Path(SAMPLE).exists():
         return islice((Item("record", email_to_dict(m)) for m in sample_mailbox()), skip, None)
-    if not str(source).lower().startswith(("imap://", "imaps://")):
-        return islice(_to_the_end(read_items(source, options.field_map, options.format, report)), skip, None)
-    from email_trm.mail.imap import imap_items
-
-    return imap_items(str(source), skip=skip)
+    if is_imap(str(source)): return imap_items(str(source), skip=skip)
+    return islice(_to_the_end(read_items(source, options.field_map, options.format, report)), skip, None)
 
 # %% ../../nbs/data/03_store.ipynb #cafba578
 def _to_the_end(

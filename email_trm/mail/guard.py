@@ -97,14 +97,14 @@ def _answer(
     except MemoryError: return {"error": [f"parsing needs more than {MEGABYTES} MB", ""], "last": True}
     except Exception as error: return {"error": [f"the parser failed with {type(error).__name__}", "report it as a bug"]}
 
-# %% ../../nbs/mail/05_guard.ipynb #ce5db9fe
+# %% ../../nbs/mail/05_guard.ipynb #382fcbd9
 def work() -> None:
     """Body of the worker process: answer frames until standard input ends."""
     source, target = sys.stdin.buffer, sys.stdout.buffer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     timer = hasattr(signal, "ITIMER_PROF")
     _answer(b"Subject: warm up\n\n<html><p>x</p></html>", {})
-    gc.freeze() # What is there now stays; looking through it again and again costs a tenth of the time
+    gc.freeze() # What is there now stays, so nobody need look through it again and again
     gc.set_threshold(20_000, 20, 20)
     _limit_memory(MEGABYTES)
     target.write(b"ready")

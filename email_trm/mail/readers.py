@@ -13,7 +13,7 @@ __all__ = ['FieldMap', 'CHUNK', 'HEAD', 'MAX_RATIO', 'FREE_BYTES', 'XZ_MEMORY', 
            'refuse_msg', 'refuse_pst', 'format_of', 'check_format', 'unpacked', 'zip_blobs', 'tar_blobs',
            'folder_files', 'blobs', 'read_items', 'detect_format', 'read_emails', 'fingerprint_source']
 
-# %% ../../nbs/mail/07_readers.ipynb #723aa503
+# %% ../../nbs/mail/07_readers.ipynb #fdbd5590
 import bz2
 import codecs
 import csv
@@ -41,6 +41,7 @@ from imap_tools.imap_utf7 import utf7_decode
 
 from ..core.errors import ConfigError, EmailTRMError, RecordError, SourceError, suggest
 from .guard import Item, parse_items
+from .imap import imap_items, is_imap
 from .message import FIELDS, MAX_MESSAGE_BYTES, Email, stable_id
 from .text import clean_text, fold_case
 
@@ -1139,16 +1140,7 @@ def _pipe_items(
         else: yield from _blob_items(blob, field_map, format or format_of(blob) or "jsonl", report, True)
     except _failures as error: raise SourceError(f"standard input: {_why(error).cause}", _why(error).remedy) from None
 
-# %% ../../nbs/mail/07_readers.ipynb #27df7a86
-def _imap(
-    source: str, # imaps://user@host/folder
-) -> Iterator[Item]:
-    """The items of a mailbox on a server. Raises `SourceError` where the part that speaks IMAP is not installed."""
-    try: from email_trm.mail.imap import imap_items # type: ignore[import-not-found,unused-ignore]
-    except ImportError: raise SourceError("IMAP support is not installed", "pip install imap-tools keyring") from None
-    yield from imap_items(source)
-
-# %% ../../nbs/mail/07_readers.ipynb #7ccbe739
+# %% ../../nbs/mail/07_readers.ipynb #3f512120
 def read_items(
     source: str | Path, # File, folder, archive, "-" for standard input, or imaps://user@host
     field_map: FieldMap = None, # Field of `Email` -> key in the records, where they differ
@@ -1161,7 +1153,7 @@ def read_items(
     """
     check_format(format)
     report = ReadReport() if report is None else report
-    if re.match(r"(?i)imaps?://", str(source)): return _imap(str(source))
+    if is_imap(str(source)): return imap_items(str(source))
     if str(source) == "-": return _pipe_items(field_map, format, report)
     return _path_items(Path(source).expanduser(), field_map, format, report)
 
