@@ -135,8 +135,8 @@ def decode_bytes(
     if "\x00" in text: text, repairs = text.replace("\x00", ""), repairs or ["undecodable bytes"]
     return text.removeprefix("\ufeff"), repairs
 
-# %% ../../nbs/mail/00_text.ipynb #ceb1d61f
-_MAX_REPAIR = 1_000_000 # Characters in which mojibake is looked for
+# %% ../../nbs/mail/00_text.ipynb #b62c8856
+_MAX_REPAIR = 250_000 # Characters in which mojibake is looked for
 _LATIN5 = str.maketrans("ýþðÝÞÐ", "ışğİŞĞ")
 _FTFY = TextFixerConfig(replace_lossy_sequences=False) # What cannot be restored stays as it is
 _sound = re.compile("[\x00-\x7f\xa0“”‘’…—–•" + "".join(_TURKISH) + "]*") # Turkish and English text; never mojibake
