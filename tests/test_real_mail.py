@@ -38,7 +38,7 @@ def test_a_small_model_learns_from_real_mail(manager: EmailDatasetManager, tmp_p
     """Two epochs on 1,500 mails: far above the majority category, below what a full training gives."""
     parts = {p: to_mails(f.sample(1500 if p == "train" else 300, random_state=0)) for p, f in manager.split("random").parts.items()}
     recipe = Recipe(epochs=3, batch_size=32, learning_rate=1e-3, ema=0.9, vocab_size=4000,
-        model={"hidden_size": 64, "body_tokens": 100, "bigram_buckets": 4096, "H_cycles": 1, "halt_max_steps": 2})
+        model={"hidden_size": 64, "body_tokens": 100, "pair_buckets": 4096, "H_cycles": 1, "halt_max_steps": 2})
     trained = train_categories(parts["train"], parts["validation"], manager.taxonomy.names, recipe, tmp_path)
     best = max(row.get("eval_accuracy", 0) for row in trained.history)
     majority, _ = run_peer("majority", parts["train"], parts["validation"])

@@ -6,7 +6,7 @@
 __all__ = ['SPECIAL', 'SEGMENTS', 'MAX_BODY_CHARACTERS', 'Encoded', 'segment_texts', 'normaliser', 'train_tokenizer', 'Budget',
            'encode', 'collate']
 
-# %% ../../nbs/data/05_tokens.ipynb #15d8e1cb
+# %% ../../nbs/data/05_tokens.ipynb #ff5e8183
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from transformers import PreTrainedTokenizerFast
 from ..mail.message import Email
 from ..mail.text import clean_text
 
-# %% ../../nbs/data/05_tokens.ipynb #d00e2dc3
+# %% ../../nbs/data/05_tokens.ipynb #a91632a9
 SPECIAL = ("[PAD]", "[UNK]", "[MASK]", "[SENDER]", "[SUBJECT]", "[BODY]") # Ids 0 to 5
 SEGMENTS = ("sender", "subject", "body") # Segment ids 1, 2, 3; 0 is padding
 
-# %% ../../nbs/data/05_tokens.ipynb #03ad3c1e
+# %% ../../nbs/data/05_tokens.ipynb #49deac6b
 _link = re.compile(r"(https?://[^\s/<>\"]+)[^\s<>\"]*", re.IGNORECASE)
 MAX_BODY_CHARACTERS = 6_000 # Of the body, before tokenisation
 
-# %% ../../nbs/data/05_tokens.ipynb #a08bed9f
+# %% ../../nbs/data/05_tokens.ipynb #dcea24da
 def segment_texts(
     mail: Email, # Any mail
 ) -> tuple[str, str, str]: # Sender, subject, body
@@ -35,13 +35,13 @@ def segment_texts(
     body = _link.sub(r"\1", clean_text(mail.body[:2 * MAX_BODY_CHARACTERS]))
     return clean_text(mail.sender[:500]), clean_text(mail.subject[:1000]), body[:MAX_BODY_CHARACTERS]
 
-# %% ../../nbs/data/05_tokens.ipynb #484e5a70
+# %% ../../nbs/data/05_tokens.ipynb #af6124d9
 def normaliser() -> normalizers.Normalizer:
     """NFKC, one form of the four Turkish and English i's, lower case, every digit a 0, every white space one blank."""
     return normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("İ", "i"), normalizers.Lowercase(),
         normalizers.Replace("ı", "i"), normalizers.Replace(Regex(r"\d"), "0"), normalizers.Replace(Regex(r"\s+"), " ")])
 
-# %% ../../nbs/data/05_tokens.ipynb #444a450a
+# %% ../../nbs/data/05_tokens.ipynb #76071828
 def train_tokenizer(
     texts: Iterable[str], # Training mails only: never validation or test
     vocab_size: int = 8192, # Largest number of entries
@@ -56,24 +56,24 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]",
         extra_special_tokens=["[SENDER]", "[SUBJECT]", "[BODY]"])
 
-# %% ../../nbs/data/05_tokens.ipynb #c4dc7705
+# %% ../../nbs/data/05_tokens.ipynb #56c65ee8
 @dataclass(frozen=True)
 class Budget:
     """Tokens per segment, markers included."""
 
-    sender: int = 20 # Name and address
-    subject: int = 36 # Subject line
-    body: int = 200 # Beginning of the body
+    sender: int = 24 # Name and address
+    subject: int = 40 # Subject line
+    body: int = 320 # Beginning of the body
 
     @property
     def total(self) -> int:
         """Longest sequence, in tokens."""
         return self.sender + self.subject + self.body
 
-# %% ../../nbs/data/05_tokens.ipynb #4d8393a4
+# %% ../../nbs/data/05_tokens.ipynb #84ccf29a
 Encoded = dict[str, list[int]] # {"input_ids": [T], "segment_ids": [T]} and perhaps "labels"
 
-# %% ../../nbs/data/05_tokens.ipynb #f694382c
+# %% ../../nbs/data/05_tokens.ipynb #22024a60
 def encode(
     mails: Sequence[Email], # Any number of mails
     tokenizer: PreTrainedTokenizerFast, # From `train_tokenizer`
@@ -94,12 +94,13 @@ def encode(
             row["segment_ids"] += [segment] * len(ids)
     return encoded
 
-# %% ../../nbs/data/05_tokens.ipynb #6fd05507
+# %% ../../nbs/data/05_tokens.ipynb #a4f3d4e3
 def collate(
     rows: Sequence[Encoded], # From `encode`
-) -> dict[str, Tensor]: # input_ids [B, T], segment_ids [B, T], and labels [B] if the rows have them
+) -> dict[str, Tensor]: # input_ids [B, T], segment_ids [B, T], and labels [B] or [B, C] and evidence [B, C] if the rows have them
     """Pad with zeros to the longest row of the batch."""
     width = max(len(r["input_ids"]) for r in rows)
     batch = {k: torch.tensor([r[k] + [0] * (width - len(r[k])) for r in rows]) for k in ("input_ids", "segment_ids")}
-    if "labels" in rows[0]: batch["labels"] = torch.tensor([r["labels"] for r in rows])
+    for name in ("labels", "evidence"):
+        if name in rows[0]: batch[name] = torch.tensor([r[name] for r in rows])
     return batch

@@ -207,16 +207,15 @@ def effect_markdown(
         lines.append(f"| {str(name).replace('_', ' ')} | " + " | ".join(cells[s] for s in sets) + " |")
     return "\n".join([*head, *lines])
 
-# %% ../../nbs/evaluation/06_augmentation.ipynb #fb489b0b
-from ..training.trainer import MailDataset, Recipe, quiet, record_steps, train_categories
-from ..data.tokens import Budget
+# %% ../../nbs/evaluation/06_augmentation.ipynb #a3f2407e
+from ..training.trainer import Recipe, dataset_for, quiet, record_steps, train_categories
 from ..trm.calibration import halting_steps
 
-# %% ../../nbs/evaluation/06_augmentation.ipynb #000c3138
+# %% ../../nbs/evaluation/06_augmentation.ipynb #fc9dd7be
 TRM_RECIPE = Recipe(epochs=8, batch_size=32, learning_rate=1e-3, ema=0.98, patience=8, vocab_size=4000,
-    model={"hidden_size": 64, "body_tokens": 100, "bigram_buckets": 4096, "H_cycles": 1, "halt_max_steps": 2}) # Small, for comparisons only
+    model={"hidden_size": 64, "body_tokens": 100, "pair_buckets": 4096, "H_cycles": 1, "halt_max_steps": 2}) # Small, for comparisons only
 
-# %% ../../nbs/evaluation/06_augmentation.ipynb #85774b00
+# %% ../../nbs/evaluation/06_augmentation.ipynb #861e59bb
 def trm_answers(
     train: Sequence[Email], # Training mails, with copies or without
     validation: Sequence[Email], # For choosing the epoch
@@ -229,7 +228,7 @@ def trm_answers(
     with tempfile.TemporaryDirectory() as folder: trained = train_categories(train, validation, names, recipe, folder, seed)
     c, answers = trained.model.config, {}
     for which, mails in sets.items():
-        data = MailDataset(mails, trained.tokenizer, names, Budget(c.sender_tokens, c.subject_tokens, c.body_tokens))
+        data = dataset_for(trained.model, trained.tokenizer, mails, names)
         logits, q, _ = record_steps(trained.model, data)
         best = logits[halting_steps(q, c.halt_threshold), np.arange(len(mails))].argmax(-1)
         answers[which] = [names[i] for i in best]

@@ -6,7 +6,7 @@
 __all__ = ['Mail', 'REQUIRED', 'Prediction', 'as_email', 'EmailClassifier', 'logits_and_steps', 'predict_chunk',
            'predictions_frame', 'timed', 'load_model', 'save_model', 'prediction_record']
 
-# %% ../../nbs/serving/01_classifier.ipynb #b8b7a8db
+# %% ../../nbs/serving/01_classifier.ipynb #44e26eb2
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from ..core.errors import ModelError
-from ..data.tokens import Budget, collate, encode
+from ..data.tokens import collate
 from ..mail.language import detect_language
 from ..mail.message import Email, email_from_dict
+from ..training.trainer import encode_for
 from ..trm.calibration import probabilities
 from ..trm.model import EmailTRMForSequenceClassification
 
@@ -49,7 +50,7 @@ def as_email(
     """The mail as an `Email`. Raises `RecordError` if it is neither."""
     return mail if isinstance(mail, Email) else email_from_dict(mail)
 
-# %% ../../nbs/serving/01_classifier.ipynb #58505c1b
+# %% ../../nbs/serving/01_classifier.ipynb #cad644e3
 class EmailClassifier:
     """Predicts categories with a trained EmailTRM. Answers do not depend on what else is in a batch."""
 
@@ -58,9 +59,7 @@ class EmailClassifier:
         tokenizer: PreTrainedTokenizerFast, # The tokenizer it was trained with
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        c = model.config
-        self.budget = Budget(c.sender_tokens, c.subject_tokens, c.body_tokens)
-        self.categories: list[str] = [name for _, name in sorted((c.id2label or {}).items())]
+        self.categories: list[str] = [name for _, name in sorted((model.config.id2label or {}).items())]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "EmailClassifier":
@@ -84,7 +83,7 @@ class EmailClassifier:
         feed = map(as_email, mails)
         while chunk := list(islice(feed, 16 * batch_size)): yield from predict_chunk(self, chunk, batch_size)
 
-# %% ../../nbs/serving/01_classifier.ipynb #95251059
+# %% ../../nbs/serving/01_classifier.ipynb #08a97f11
 @torch.inference_mode()
 def logits_and_steps(
     classifier: EmailClassifier, # Model and tokenizer
@@ -92,7 +91,7 @@ def logits_and_steps(
     batch_size: int = 64, # Mails per batch
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: # [N, C] logits, [N] supervision steps
     """Raw answers, in the order of the mails."""
-    rows = encode(mails, classifier.tokenizer, classifier.budget)
+    rows = encode_for(classifier.model, classifier.tokenizer, mails)
     logits = np.zeros((len(rows), len(classifier.categories)), dtype=np.float32)
     steps = np.zeros(len(rows), dtype=np.int64)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))

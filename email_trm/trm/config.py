@@ -5,66 +5,69 @@
 # %% auto #0
 __all__ = ['EmailTRMConfig', 'check_config']
 
-# %% ../../nbs/trm/00_config.ipynb #311c990e
+# %% ../../nbs/trm/00_config.ipynb #d8fbe417
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..core.errors import ConfigError
 
-# %% ../../nbs/trm/00_config.ipynb #a57e0d2c
+# %% ../../nbs/trm/00_config.ipynb #0272b436
 class EmailTRMConfig(PreTrainedConfig):
     """Shape and behaviour of an EmailTRM. Saved as `config.json` beside the weights."""
 
     model_type = "email_trm"
 
-    vocab_size: int = 8192 # Entries of the tokenizer
+    vocab_size: int = 16384 # Entries of the tokenizer
     pad_token_id: int | None = 0 # Id of padding
     hidden_size: int = 128 # Width D of tokens, slots, y and z
     num_attention_heads: int = 4 # Heads; must divide D
     num_hidden_layers: int = 2 # Layers of the one recursive network
     expansion: int = 2 # Width of the SwiGLU, in multiples of D
-    conv_width: int = 5 # Tokens a token looks at before pooling
-    bigram_buckets: int = 16384 # Rows of the hashed bigram table; 0 leaves bigrams out
-    sender_slots: int = 1 # Slots that read only the sender
-    subject_slots: int = 2 # Slots that read only the subject
-    body_slots: int = 4 # Slots that read only the body
-    global_slots: int = 1 # Slots that read everything
-    bag_slots: bool = True # One more slot per segment, holding the plain average of its token vectors
-    subject_prior: float = 2.0 # Initial weight of subject tokens against others in global slots
-    sender_tokens: int = 20 # Token budget of the sender
-    subject_tokens: int = 36 # Token budget of the subject
-    body_tokens: int = 200 # Token budget of the body
-    H_cycles: int = 2 # T of the paper
+    pair_buckets: int = 65536 # Rows of the hashed table of token pairs; 0 leaves pairs out
+    pair_size: int = 32 # Width of that table; a linear map brings it to D
+    body_windows: tuple[int, ...] = (64, 160) # Body tokens after which the next body slot begins
+    evidence_features: int = 0 # Words and pairs of the linear evidence; 0 for a model without it
+    subject_prior: float = 2.0 # Initial weight of subject tokens against others in the global slot
+    sender_tokens: int = 24 # Token budget of the sender
+    subject_tokens: int = 40 # Token budget of the subject
+    body_tokens: int = 320 # Token budget of the body
+    H_cycles: int = 1 # T of the paper
     L_cycles: int = 2 # n of the paper
     halt_max_steps: int = 3 # N_sup of the paper
-    halt_exploration_prob: float = 0.1 # Chance of a minimum number of steps in training
+    halt_exploration_prob: float = 0.5 # Chance of a minimum number of steps in training
     halt_threshold: float = 0.5 # Stop when the q head gives at least this probability of being right
     q_bias: float = -4.0 # Initial bias of the q head: no mail halts before training says so
-    dropout: float = 0.2 # On token embeddings and on slots
-    token_dropout: float = 0.2 # Chance that a token is hidden in training
-    sender_dropout: float = 0.2 # Chance that a training mail hides its whole sender
-    label_smoothing: float = 0.05 # Share of probability spread over the other categories
+    dropout: float = 0.1 # On token vectors and on slots
+    token_dropout: float = 0.15 # Chance that a token is hidden in training
+    sender_dropout: float = 0.15 # Chance that a training mail hides its whole sender
+    subject_dropout: float = 0.1 # Chance that a training mail hides its whole subject
+    label_smoothing: float = 0.03 # Share of probability spread over the other categories
     temperature: float = 1.0 # Divides the logits for calibrated probabilities; fitted on validation
-    initializer_range: float = 0.02 # Standard deviation of initial weights
+    initializer_range: float = 0.05 # Standard deviation of initial token vectors
 
     @property
     def num_slots(self) -> int:
         """Number of slots K."""
-        return self.sender_slots + self.subject_slots + self.body_slots + self.global_slots + 3 * self.bag_slots
+        return 6 + len(self.body_windows) + 1
 
-# %% ../../nbs/trm/00_config.ipynb #a2a08a46
+# %% ../../nbs/trm/00_config.ipynb #4ce36965
 def check_config(
     config: EmailTRMConfig, # Any configuration
 ) -> EmailTRMConfig: # The same, if it makes sense
     """Raise `ConfigError` for a shape that cannot be built or a loop that would not run."""
-    positive: dict[str, Any] = {n: getattr(config, n) for n in ("H_cycles", "L_cycles", "halt_max_steps", "num_hidden_layers", "num_slots")}
+    positive: dict[str, Any] = {n: getattr(config, n) for n in ("H_cycles", "L_cycles", "halt_max_steps", "num_hidden_layers")}
     for name, value in positive.items():
         if value < 1: raise ConfigError(f"{name} is {value}", f"set {name} to at least 1")
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}",
             "choose for example 128 and 4")
-    for name in ("halt_exploration_prob", "halt_threshold", "dropout", "token_dropout", "sender_dropout", "label_smoothing"):
+    shares = ("halt_exploration_prob", "halt_threshold", "label_smoothing", "dropout", "token_dropout", "sender_dropout", "subject_dropout")
+    for name in shares:
         if not 0 <= getattr(config, name) <= 1: raise ConfigError(f"{name} is {getattr(config, name)}", "give a probability from 0 to 1")
+    edges = [0, *config.body_windows]
+    if any(a >= b for a, b in pairwise(edges)):
+        raise ConfigError(f"body_windows {tuple(config.body_windows)} do not rise", "give rising numbers, for example 64, 160")
     if config.temperature <= 0: raise ConfigError(f"temperature is {config.temperature}", "give a positive number")
     return config

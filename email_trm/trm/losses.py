@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../../nbs/trm/02_losses.ipynb #31503031
+# %% ../../nbs/trm/02_losses.ipynb #1a4b6d70
 def step_loss(
     logits: Tensor, # [B, C] answer of one supervision step
     q_logits: Tensor, # [B] log-odds of being right
-    labels: Tensor, # [B] true categories
+    labels: Tensor, # [B] true categories, or [B, C] target probabilities
     label_smoothing: float = 0.0, # Share of probability spread over all categories
 ) -> Tensor: # [B] loss of each mail at this step
     """Cross-entropy plus half the binary cross-entropy of the q head. Source: arXiv 2510.04871."""
     answer = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
-    right = (logits.argmax(-1) == labels).to(q_logits.dtype)
+    best = labels.argmax(-1) if labels.ndim == 2 else labels
+    right = (logits.argmax(-1) == best).to(q_logits.dtype)
     return answer + 0.5 * F.binary_cross_entropy_with_logits(q_logits, right, reduction="none")
 
 # %% ../../nbs/trm/02_losses.ipynb #26b57170
