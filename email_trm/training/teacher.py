@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'teacher_text', 'LinearTeacher', 'encoder_folder', 'TeacherRecipe', 'SoftDataset', 'SoftTrainer',
-           'MeanPooled', 'EncoderTeacher', 'newest_checkpoint', 'fit_encoder', 'encoder_logits', 'blend',
+           'MeanPooled', 'EncoderTeacher', 'newest_checkpoint', 'is_json', 'fit_encoder', 'encoder_logits', 'blend',
            'blend_temperature', 'soft_label_id', 'save_soft_labels', 'load_soft_labels', 'opening', 'unlabelled_pool',
            'balanced', 'Lesson', 'lesson', 'training_fingerprint', 'opinion_frame', 'opinion_scores', 'teach',
            'write_lesson', 'random_encoder', 'main']
 
-# %% ../../nbs/training/01_teacher.ipynb #8a9956df
+# %% ../../nbs/training/01_teacher.ipynb #13dfc879
 import argparse
 import hashlib
 import importlib.util
+import json
 import re
 import sys
 import time
@@ -200,21 +201,33 @@ class EncoderTeacher:
         collate = DataCollatorWithPadding(self.tokenizer)
         return SoftTrainer(model=self.model, args=self.arguments(), train_dataset=data, data_collator=collate)
 
-# %% ../../nbs/training/01_teacher.ipynb #c59d8133
+# %% ../../nbs/training/01_teacher.ipynb #a0011133
 def newest_checkpoint(
     folder: Path, # Where a `Trainer` writes
 ) -> str | None: # The newest complete checkpoint, if there is one
-    """A checkpoint counts once it holds `trainer_state.json`: a killed training may leave half of one."""
-    done = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+    """A checkpoint counts once it holds a whole `trainer_state.json`, which is written last: a killed training may leave half of one."""
+    done = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if is_json(p)]
     return str(max(done, key=lambda p: int(p.name.rpartition("-")[2]))) if done else None
 
-# %% ../../nbs/training/01_teacher.ipynb #50bab93f
+# %% ../../nbs/training/01_teacher.ipynb #d6a267fe
+def is_json(
+    path: Path, # Any file
+) -> bool:
+    """Whether a file is there and holds whole JSON."""
+    try: json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError): return False
+    return True
+
+# %% ../../nbs/training/01_teacher.ipynb #eb0ee5a9
 def fit_encoder(
     teacher: EncoderTeacher, # A fresh teacher
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for the temperature
 ) -> EncoderTeacher: # The same, trained
-    """Fine-tune, or go on where a killed fine-tuning stopped, and fit the temperature."""
+    """Fine-tune, or go on where a killed fine-tuning stopped, and fit the temperature.
+
+    After a kill the rest of that epoch comes in another order (the sampler by length draws anew): the weights differ a little.
+    """
     targets = soft_targets(train, teacher.categories)
     data = SoftDataset([teacher_text(m) for m in train], teacher.tokenizer, teacher.recipe.max_length, targets)
     teacher.trainer(data).train(resume_from_checkpoint=newest_checkpoint(teacher.folder))
