@@ -160,11 +160,11 @@ def weights_mb(
         target / "model.safetensors", metadata={"format": "pt"})
     return sum(p.stat().st_size for p in target.iterdir()) / 1e6
 
-# %% ../../nbs/evaluation/08_students.ipynb #2fcfaa7c
+# %% ../../nbs/evaluation/08_students.ipynb #0208f934
 def compare_students(
     data: Lesson, # The split
     taught: Taught, # Soft labels
-    how: Recipe, # Hyperparameters
+    profile: str | Recipe, # "quick", "full", or hyperparameters for both variants
     seeds: Sequence[int], # One training each, of both variants
     output: Path, # Where students are kept
 ) -> dict[str, Any]:
@@ -172,6 +172,7 @@ def compare_students(
     results: dict[str, list[dict[str, Any]]] = {"alone": [], "taught": []}
     for seed in seeds:
         for variant, lessons in (("taught", taught), ("alone", None)):
+            how = recipe(profile, len(data.train) + (len(lessons.mails) if lessons else 0)) if isinstance(profile, str) else profile
             results[variant].append(measure_student(data, lessons, how, seed, output / f"{variant}-{seed}"))
     frames = {v: pd.read_parquet(output / f"{v}-{seeds[0]}/frame.parquet") for v in results}
     groups = sender_groups(to_frame(data.test))
@@ -264,7 +265,7 @@ def write_students(
     with atomic_write(target / "README.md") as out: out.write(page)
     return target
 
-# %% ../../nbs/evaluation/08_students.ipynb #4a3e3eff
+# %% ../../nbs/evaluation/08_students.ipynb #9b04c235
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
 ) -> int: # Exit code
@@ -286,8 +287,7 @@ def main(
         manager = EmailDatasetManager(options.source).load()
         data = lesson(manager, (m for source in options.unlabelled for m in read_emails(source)), options.split, options.split_seed)
         taught = load_taught(data, options.teacher)
-        how = recipe(options.profile, len(data.train))
-        found = compare_students(data, taught, how, options.seeds, Path(options.work))
+        found = compare_students(data, taught, options.profile, options.seeds, Path(options.work))
         if options.benchmark:
             cut = manager.split(options.split, options.split_seed).parts
             add_to_benchmark(Path(options.work), Path(options.benchmark), options.split_seed, parts_fingerprint(cut))

@@ -150,12 +150,13 @@ class TRMTrainer(Trainer):
         self.average.module.load_state_dict(self.net.state_dict())
         self.net.load_state_dict(load_file(Path(resume_from_checkpoint) / "raw.safetensors"))
 
-# %% ../../nbs/training/00_trainer.ipynb #83b138ea
+# %% ../../nbs/training/00_trainer.ipynb #ab272c74
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters of one training."""
 
-    epochs: int = 4 # Passes over the training mails at most
+    epochs: int = 6 # Passes over the training mails at most
+    updates: int = 500 # Fewer passes if they hold at least so many updates
     batch_size: int = 128 # Mails per update
     learning_rate: float = 1e-3 # Peak of the schedule
     embedding_rate: float = 6.0 # Rate of the embedding tables, in multiples of `learning_rate`
@@ -167,22 +168,26 @@ class Recipe:
     evidence: bool = True # Give the model linear evidence as well (`trm.evidence`)
     model: dict[str, Any] = field(default_factory=dict) # Changes to `EmailTRMConfig`
 
-# %% ../../nbs/training/00_trainer.ipynb #c79a4ca3
+# %% ../../nbs/training/00_trainer.ipynb #71132ab2
 RECIPES: dict[str, Recipe] = {
     "quick": Recipe(),
-    "full": Recipe(epochs=8, patience=3),
+    "full": Recipe(epochs=12, updates=1500, patience=4),
 } # Profile -> recipe
 
-# %% ../../nbs/training/00_trainer.ipynb #346e5884
+# %% ../../nbs/training/00_trainer.ipynb #44aea012
 def recipe(
     profile: str, # "quick" or "full"
-    mails: int, # Training mails
+    mails: int, # Training mails, with the unlabelled ones of a teacher
 ) -> Recipe:
-    """The recipe of a profile. Small mailboxes get smaller batches and more epochs: at least some 200 updates of at least 16 mails."""
+    """The recipe of a profile. What counts is the number of updates: much mail needs fewer passes, but two at least.
+
+    Small mailboxes get smaller batches and more passes: at least some 200 updates of at least 16 mails.
+    """
     if profile not in RECIPES: raise ConfigError(f"there is no profile {profile!r}", suggest(profile, RECIPES))
     chosen = RECIPES[profile]
     batch = min(chosen.batch_size, max(16, mails // 16))
-    epochs = max(chosen.epochs, math.ceil(200 / max(math.ceil(mails / batch), 1)))
+    once = max(math.ceil(mails / batch), 1) # Updates in one pass
+    epochs = max(min(chosen.epochs, max(2, math.ceil(chosen.updates / once))), math.ceil(200 / once))
     return replace(chosen, batch_size=batch, epochs=epochs, patience=max(chosen.patience, epochs // 4))
 
 # %% ../../nbs/training/00_trainer.ipynb #54cfba1d
@@ -282,18 +287,21 @@ def validation_scores(
     predicted, labels = np.asarray(prediction.predictions[0]).argmax(-1), prediction.label_ids
     return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0)}
 
-# %% ../../nbs/training/00_trainer.ipynb #c5f2dfd4
+# %% ../../nbs/training/00_trainer.ipynb #11fda381
 def training_arguments(
     recipe: Recipe, # Hyperparameters
     folder: str | Path, # Where checkpoints go
     seed: int, # Seed of shuffling, dropout and exploration
 ) -> TrainingArguments:
-    """`TrainingArguments` for a recipe: evaluate and save every epoch, keep the best, report to nobody."""
+    """`TrainingArguments` for a recipe: evaluate and save every epoch, keep the best, report to nobody.
+
+    Batches are drawn at random. Batches of one length would save padding, but mails of a length are alike: each would pull its own way.
+    """
     return TrainingArguments(output_dir=str(folder), num_train_epochs=recipe.epochs, per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=128, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup, weight_decay=recipe.weight_decay,
         adam_beta2=0.95, lr_scheduler_type="cosine", max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
         logging_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True, seed=seed,
-        data_seed=seed, report_to="none", disable_tqdm=True, train_sampling_strategy="group_by_length", dataloader_pin_memory=False)
+        data_seed=seed, report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
 
 # %% ../../nbs/training/00_trainer.ipynb #ff10ab07
 @dataclass
