@@ -59,7 +59,7 @@ def shared_columns(
     if not len(kept): kept, weight = np.unique(counts.indices, return_counts=True)
     return np.sort(kept[np.argsort(-weight, kind="stable")[:limit]]).astype(np.int32)
 
-# %% ../../nbs/trm/05_evidence.ipynb #45c6459b
+# %% ../../nbs/trm/05_evidence.ipynb #338e0547
 class LinearEvidence(nn.Module):
     """Hashed TF-IDF and a linear map to log-probabilities. Fitted by `fit_evidence`, not by gradient."""
 
@@ -88,11 +88,13 @@ class LinearEvidence(nn.Module):
 
     def log_probabilities(self, counts: csr_matrix) -> NDArray[np.float32]: # [N, C]
         """Opinion on each mail, from its counts [N, 2^31 - 1]. A mail without a known word gets the bias alone."""
-        x = tfidf(counts, self.rows.numpy(), self.idf.float().numpy())
-        margins = x @ self.weight.float().numpy() + self.bias.numpy()
+        x = tfidf(counts, self.rows.numpy(), self.idf.numpy())
+        used, at = np.unique(x.indices, return_inverse=True) # A mail uses a few hundred rows: only those leave half precision
+        few = csr_matrix((x.data, at, x.indptr), shape=(x.shape[0], len(used)))
+        margins = few @ self.weight[torch.from_numpy(used)].float().numpy() + self.bias.numpy()
         return np.asarray(log_softmax(margins / self.temperature.item(), axis=1), dtype=np.float32)
 
-# %% ../../nbs/trm/05_evidence.ipynb #72e0038f
+# %% ../../nbs/trm/05_evidence.ipynb #82042bac
 def tfidf(
     counts: csr_matrix, # [N, 2^31 - 1] counts
     rows: NDArray[np.int32], # [F] ascending hashes that count
@@ -103,7 +105,7 @@ def tfidf(
     at = np.minimum(np.searchsorted(rows, counts.indices), len(rows) - 1)
     known = rows[at] == counts.indices
     mail = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))[known]
-    values = (1 + np.log(counts.data[known])) * idf[at[known]]
+    values = (1 + np.log(counts.data[known])) * idf[at[known]].astype(np.float64)
     length = np.sqrt(np.bincount(mail, weights=values**2, minlength=counts.shape[0]))
     return csr_matrix(((values / length[mail]).astype(np.float32), (mail, at[known])), shape=(counts.shape[0], len(rows)))
 
