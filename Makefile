@@ -133,14 +133,14 @@ evidence-import: $(DEV) ## Make reports/import again: rates against peers, and 1
 evidence-augmentation: $(DEV) ## Make reports/augmentation again from real mail (20 minutes)
 	@$(BIN)/python -m email_trm.evaluation.augmentation --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/augmentation
 
-evidence-students: $(TEACHER) ## Make reports/students again: a teacher, and EmailTRM with and without it (80 minutes; goes on where it stopped)
+evidence-students: $(TEACHER) ## Make reports/students again: a teacher, and EmailTRM with and without it (about an hour; goes on where it stopped)
 	@$(KEEP) $(BIN)/python -m email_trm.training.teacher --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
 	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" --output build/evidence/teacher-group-0 --split group --seed 0
 	@$(KEEP) $(BIN)/python -m email_trm.evaluation.students --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
 	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" --teacher build/evidence/teacher-group-0 \
 	  --work build/evidence/students --output reports/students --benchmark reports/benchmark
 
-evidence-benchmark: $(TEACHER) ## Make reports/benchmark again: EmailTRM beside its peers (an hour; PEERS=, SEEDS= choose; goes on where it stopped)
+evidence-benchmark: $(TEACHER) ## Make reports/benchmark again: EmailTRM beside its peers (PEERS=, SEEDS= choose; goes on where it stopped)
 	@$(BIN)/papermill nbs/pipelines/benchmark.ipynb build/evidence/benchmark.ipynb \
 	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p split group -p seeds "$${SEEDS:-0,1,2}" -p peers "$${PEERS:-all}" -p output reports/benchmark
 
