@@ -1121,8 +1121,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'email_trm/training/teacher.py'),
                                             'email_trm.training.teacher.LinearTeacher.predict_proba': ( 'training/teacher.html#linearteacher.predict_proba',
                                                                                                         'email_trm/training/teacher.py'),
-                                            'email_trm.training.teacher.LinearTeacher.text': ( 'training/teacher.html#linearteacher.text',
-                                                                                               'email_trm/training/teacher.py'),
                                             'email_trm.training.teacher.MeanPooled': ( 'training/teacher.html#meanpooled',
                                                                                        'email_trm/training/teacher.py'),
                                             'email_trm.training.teacher.MeanPooled.__init__': ( 'training/teacher.html#meanpooled.__init__',

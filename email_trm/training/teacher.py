@@ -9,7 +9,7 @@ __all__ = ['ENCODERS', 'teacher_text', 'LinearTeacher', 'encoder_folder', 'Teach
            'balanced', 'Lesson', 'lesson', 'training_fingerprint', 'opinion_frame', 'opinion_scores', 'teach',
            'write_lesson', 'random_encoder', 'main']
 
-# %% ../../nbs/training/01_teacher.ipynb #13dfc879
+# %% ../../nbs/training/01_teacher.ipynb #e63ea35b
 import argparse
 import hashlib
 import importlib.util
@@ -46,6 +46,7 @@ from ..mail.message import Email, address
 from ..mail.readers import read_emails
 from .trainer import label_indices, quiet, soft_targets
 from ..trm.calibration import fit_temperature, probabilities
+from ..trm.evidence import evidence_text
 
 # %% ../../nbs/training/01_teacher.ipynb #0d770ca9
 def teacher_text(
@@ -55,7 +56,7 @@ def teacher_text(
     parts = (mail.sender[:80], mail.subject[:160], mail.body[:3000])
     return " | ".join(" ".join(part.split()) for part in parts)
 
-# %% ../../nbs/training/01_teacher.ipynb #3acb57c2
+# %% ../../nbs/training/01_teacher.ipynb #938c6ddf
 class LinearTeacher:
     """TF-IDF words and pairs, LinearSVC, and a temperature. Reads the whole mail in milliseconds."""
 
@@ -67,21 +68,17 @@ class LinearTeacher:
         self.pipeline: Pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, dtype=np.float32),
             LinearSVC(C=1.0, random_state=seed))
 
-    def text(self, mail: Email) -> str:
-        """Words of the sender marked as such, subject, body."""
-        return " ".join(f"from_{w}" for w in re.findall(r"\w+", mail.sender.lower())) + f"\n{mail.subject}\n{mail.body[:8000]}"
-
     def fit(self, train: Sequence[Email], validation: Sequence[Email]) -> "LinearTeacher":
         """Learn from `train`; fit the temperature on `validation`. Raises `DataError` unless every category occurs in `train`."""
         if {m.category for m in train} != set(self.categories):
             raise DataError("some category has no training mail", "leave it out, or label some")
-        self.pipeline.fit([self.text(m) for m in train], [self.categories.index(m.category or "") for m in train])
+        self.pipeline.fit([evidence_text(m) for m in train], [self.categories.index(m.category or "") for m in train])
         self.temperature = fit_temperature(self.margins(validation), label_indices(validation, self.categories))
         return self
 
     def margins(self, mails: Sequence[Email]) -> NDArray[np.float64]:
         """Margins [N, C]; one column of a two-category problem is mirrored."""
-        found = np.asarray(self.pipeline.decision_function([self.text(m) for m in mails]), dtype=np.float64)
+        found = np.asarray(self.pipeline.decision_function([evidence_text(m) for m in mails]), dtype=np.float64)
         return found if found.ndim == 2 else np.stack([-found, found], 1)
 
     def predict_proba(self, mails: Sequence[Email]) -> NDArray[np.float64]:

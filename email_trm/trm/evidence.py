@@ -44,14 +44,14 @@ def count_ngrams(
     if not mails: return csr_matrix((0, _HASHES), dtype=np.float32)
     return csr_matrix(counter.transform([evidence_text(m) for m in mails]))
 
-# %% ../../nbs/trm/04_evidence.ipynb #6a151e21
+# %% ../../nbs/trm/04_evidence.ipynb #8e7bb506
 def shared_columns(
     counts: csr_matrix, # [N, 2^31 - 1] training counts
     groups: NDArray[np.object_], # [N] sender of each mail
     senders: int = 2, # Least number of senders that use a word
     limit: int = 200_000, # Most columns kept
 ) -> NDArray[np.int32]: # Ascending hashes
-    """The hashes worth a weight. With few mails nothing is shared by enough senders; then two mails are enough."""
+    """The hashes worth a weight. Where no word is shared by enough senders, every word counts."""
     codes = np.repeat(np.unique(groups, return_inverse=True)[1].astype(np.int64), np.diff(counts.indptr))
     pairs = np.unique(np.stack([counts.indices.astype(np.int64), codes]), axis=1)[0]
     columns, used_by = np.unique(pairs, return_counts=True)
