@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'WORDS', 'PERMUTATIONS', 'MIN_SHINGLES', 'KINDS', 'COMPONENTS', 'comparable', 'shingles', 'bands',
-           'components', 'verified', 'similar', 'near_duplicates', 'conflicts', 'connect', 'sender_groups',
-           'joined_groups', 'out_of_fold', 'label_issues', 'thread_links', 'leaks', 'counts', 'defects',
+           'components', 'verified', 'similar', 'near_duplicates', 'conflicts', 'connect', 'joined_groups',
+           'sender_groups', 'out_of_fold', 'label_issues', 'thread_links', 'leaks', 'counts', 'defects',
            'repairs_by_kind', 'Findings', 'examine', 'quality_score', 'suspicious', 'duplicate_summary',
            'conflict_summary', 'label_summary', 'content_summary', 'quality_report']
 
@@ -165,23 +165,24 @@ def connect(
     columns = {name: k for k, name in enumerate(dict.fromkeys(name for _, name in pairs), start=len(links))}
     return components(len(links) + len(columns), [(row, columns[name]) for row, name in pairs])[:len(links)]
 
-# %% ../../nbs/data/01_quality.ipynb #cef35e66
-def sender_groups(
-    frame: pd.DataFrame, # Mails
-) -> np.ndarray: # [len(frame)] group names
-    """The group of each mail: `group`, else the sender's address, else the mail itself."""
-    rows = zip(frame["group"], frame["sender"], frame["id"], strict=True)
-    return np.array([g if isinstance(g, str) and g else address(s) or i for g, s, i in rows], dtype=object)
-
-# %% ../../nbs/data/01_quality.ipynb #4e1dc28f
+# %% ../../nbs/data/01_quality.ipynb #86b38165
 def joined_groups(
-    groups: np.ndarray, # [n] a name per mail, for example from `sender_groups`
-    clusters: Iterable[str], # [n] another name per mail, from `near_duplicates`
+    groups: np.ndarray, # [n] a name per mail
+    clusters: Iterable[str], # [n] another name per mail, for example from `near_duplicates`
 ) -> np.ndarray: # [n] the smallest of the group's names in each component
     """Groups that stay together when neither a group nor a cluster may be torn apart. Independent of the order of rows."""
     component = connect([(f"group {g}", f"cluster {c}") for g, c in zip(groups, clusters, strict=True)])
     first = pd.Series(groups, dtype=object).groupby(component).min()
     return first.loc[component].to_numpy(dtype=object)
+
+# %% ../../nbs/data/01_quality.ipynb #ff4a4148
+def sender_groups(
+    frame: pd.DataFrame, # Mails
+) -> np.ndarray: # [len(frame)] group names
+    """The group of each mail: `group`, else the sender's address, else the mail itself. Groups that share an address are one."""
+    addresses = np.array([address(s) or i for s, i in zip(frame["sender"], frame["id"], strict=True)], dtype=object)
+    named = [g if isinstance(g, str) and g else a for g, a in zip(frame["group"], addresses, strict=True)]
+    return joined_groups(np.array(named, dtype=object), addresses)
 
 # %% ../../nbs/data/01_quality.ipynb #44f228e5
 def out_of_fold(

@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'ema_decay', 'average_of', 'quiet', 'Progress', 'TRMTraine
            'training_arguments', 'Trained', 'Taught', 'build_model', 'learn_evidence', 'train_categories',
            'record_steps', 'calibrate']
 
-# %% ../../nbs/training/00_trainer.ipynb #caf6840c
+# %% ../../nbs/training/00_trainer.ipynb #b1f2fdc7
 import contextlib
 import logging
 import math
@@ -34,8 +34,10 @@ from transformers.utils import logging as hf_logging
 
 from ..core.errors import ConfigError, DataError, suggest
 from ..core.runs import seed_everything
+from ..data.quality import sender_groups
+from ..data.schema import to_frame
 from ..data.tokens import Budget, Encoded, collate, encode, segment_texts, train_tokenizer
-from ..mail.message import Email, address
+from ..mail.message import Email
 from ..trm.calibration import fit_temperature, fit_threshold, halting_steps, threshold_table
 from ..trm.config import EmailTRMConfig
 from ..trm.evidence import LinearEvidence, count_ngrams, fit_evidence
@@ -335,15 +337,14 @@ def build_model(
     if evidence is not None and model.evidence is not None: model.evidence.load_state_dict(evidence.state_dict())
     return model
 
-# %% ../../nbs/training/00_trainer.ipynb #0c0a5619
+# %% ../../nbs/training/00_trainer.ipynb #9ccba632
 def learn_evidence(
     train: Sequence[Email], # Labelled training mails
     categories: Sequence[str], # Names in the order of the logits
     seed: int = 0, # Seed of folds and solver
 ) -> tuple[LinearEvidence, NDArray[np.float32]]: # The fitted table; out-of-fold log-probabilities [N, C] of the training mails
-    """Fit linear evidence on verified mail. Senders that `group` ties together count as one."""
-    groups = np.array([m.group or address(m.sender) or m.id for m in train], dtype=object)
-    return fit_evidence(train, label_indices(train, categories), len(categories), groups, seed)
+    """Fit linear evidence on verified mail. Senders that `group` or an address ties together count as one."""
+    return fit_evidence(train, label_indices(train, categories), len(categories), sender_groups(to_frame(train)), seed)
 
 # %% ../../nbs/training/00_trainer.ipynb #ac824d87
 def train_categories(
