@@ -32,7 +32,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-students evidence-benchmark clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-students evidence-benchmark evidence-reasoning clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -143,6 +143,12 @@ evidence-students: $(TEACHER) ## Make reports/students again: a teacher, and Ema
 evidence-benchmark: $(TEACHER) ## Make reports/benchmark again: EmailTRM beside its peers (PEERS=, SEEDS= choose; goes on where it stopped)
 	@$(BIN)/papermill nbs/pipelines/benchmark.ipynb build/evidence/benchmark.ipynb \
 	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p split group -p seeds "$${SEEDS:-0,1,2}" -p peers "$${PEERS:-all}" -p output reports/benchmark
+
+evidence-reasoning: $(CORE) ## Make reports/reasoning again: does recursion help? (2 hours; SEEDS=, VARIANTS=, MAILS= choose; goes on where it stopped)
+	@mkdir -p build/evidence
+	@$(KEEP) $(BIN)/papermill nbs/pipelines/reasoning.ipynb build/evidence/reasoning.ipynb \
+	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p split group -p seeds "$${SEEDS:-0,1,2}" -p variants "$${VARIANTS:-all}" \
+	  -p mails "$${MAILS:-0}" -p work build/evidence/reasoning -p output reports/reasoning
 
 clean: ## Remove what builds leave behind; .venv and reports stay
 	@rm -rf _docs _proc build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

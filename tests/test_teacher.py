@@ -13,7 +13,8 @@ import pytest
 
 from email_trm.mail.message import email_to_dict
 from email_trm.mail.sample import sample_mailbox
-from email_trm.training.teacher import is_json, random_encoder, teacher_text
+from email_trm.training.teacher import random_encoder, teacher_text
+from email_trm.training.trainer import is_json
 
 
 @pytest.fixture(scope="module")

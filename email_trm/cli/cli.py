@@ -42,13 +42,14 @@ def show_results(
         table.add_row(row["model"], row["split"], str(row["n"]), *numbers)
     Console(highlight=False).print(table)
 
-# %% ../../nbs/cli/02_cli.ipynb #1e41ca6d
+# %% ../../nbs/cli/02_cli.ipynb #0d579b08
 @app.command(epilog=examples("email-trm run", "email-trm run --source mail.jsonl.gz --profile full",
     "email-trm run --source data/ --field body=text --split random"))
 def run(
     source: Annotated[str, typer.Option(help="File or folder of labelled mail; 'sample' is the built-in synthetic mailbox.")] = "sample",
-    split: Annotated[str, typer.Option(help="random, group (unseen senders), both, time or mailbox.")] = "both",
+    split: Annotated[str, typer.Option(help="random, group (unseen senders), both, time, mailbox or recent.")] = "both",
     profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    size: Annotated[str, typer.Option(help="S, M or L: how large the model is.")] = "M",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cut, the weights and the shuffling.")] = 0,
     output: Annotated[str, typer.Option(help="Run folder. Default: reports/<time>-<source>.")] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace a finished run in --output.")] = False,
@@ -62,8 +63,9 @@ def run(
     if source not in ("sample", "-") and not Path(source).expanduser().exists():
         raise SourceError(f"{source} does not exist", "check the path, or leave --source out for the synthetic sample")
     folder = Path(output).absolute() if output else Path("reports").absolute() / run_name(Path(source).name)
-    parameters = {"source": source, "split": split, "profile": profile, "seed": seed, "output": str(folder), "overwrite": overwrite,
-        "field_map": parse_fields(field or []), "categories": categories, "augment": parse_switches(augment or [])}
+    parameters = {"source": source, "split": split, "profile": profile, "size": size, "seed": seed,
+        "output": str(folder), "overwrite": overwrite, "field_map": parse_fields(field or []), "categories": categories,
+        "augment": parse_switches(augment or [])}
     notebook = pipeline_path("train_categories")
     check_template(notebook, parameters)
     say("Training. Progress follows; the report comes at the end.")
@@ -71,12 +73,12 @@ def run(
     show_results(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
     print(f"Report: {folder / 'report.html'}")
 
-# %% ../../nbs/cli/02_cli.ipynb #2774e75e
-@app.command(epilog=examples("email-trm predict mail.jsonl --model reports/my-run --output answers.jsonl",
+# %% ../../nbs/cli/02_cli.ipynb #5e33ba0e
+@app.command(epilog=examples("email-trm predict mail.jsonl", "email-trm predict mail.mbox --model reports/my-run --output answers.jsonl",
     "cat mail.jsonl | email-trm predict - --model reports/my-run/model"))
 def predict(
     input: Annotated[str, typer.Argument(help="Mail in any format `data import` reads, or - for standard input.")],
-    model: Annotated[Path, typer.Option(help="Model folder, or the run folder that holds it.")],
+    model: Annotated[Path | None, typer.Option(help="Model or run folder; the model in the box if left out.")] = None,
     output: Annotated[str, typer.Option(help="File to write; - for standard output.")] = "-",
     field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Mails per batch.")] = 64,

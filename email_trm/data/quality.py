@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'WORDS', 'PERMUTATIONS', 'MIN_SHINGLES', 'KINDS', 'COMPONENTS', 'comparable', 'shingles', 'bands',
            'components', 'verified', 'similar', 'near_duplicates', 'conflicts', 'connect', 'joined_groups',
-           'sender_groups', 'out_of_fold', 'label_issues', 'thread_links', 'leaks', 'counts', 'defects',
+           'sender_groups', 'out_of_fold', 'label_issues', 'subject_stem', 'thread_links', 'leaks', 'counts', 'defects',
            'repairs_by_kind', 'Findings', 'examine', 'quality_score', 'suspicious', 'duplicate_summary',
            'conflict_summary', 'label_summary', 'content_summary', 'quality_report']
 
@@ -232,6 +232,13 @@ def label_issues(
 
 # %% ../../nbs/data/01_quality.ipynb #c3fef6c9
 _reply = re.compile(r"^\s*((re|fw|fwd|aw|sv|ynt|ilt|cvp|yan)\s*(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
+
+# %% ../../nbs/data/01_quality.ipynb #58db676a
+def subject_stem(
+    subject: str, # Any subject line
+) -> str: # Folded; without reply and forward marks; every number a 0
+    """What the subjects of a conversation, or of a series of notices, have in common."""
+    return re.sub(r"\d+", "0", _reply.sub("", fold_case(subject))).strip()
 
 # %% ../../nbs/data/01_quality.ipynb #89787528
 def thread_links(

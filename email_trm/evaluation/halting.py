@@ -83,22 +83,23 @@ def first_right(
     """The oracle: the first step with the right answer, or the very first where none is right. It reads the labels: a bound, no rule."""
     return (answers[:most] == labels).argmax(0).astype(np.int64)
 
-# %% ../../nbs/evaluation/10_halting.ipynb #ce1f355d
+# %% ../../nbs/evaluation/10_halting.ipynb #ab5f4b12
 def threshold_exits(
     certainty: NDArray[np.floating], # [S, N] how sure the model is after each step
-    points: int = 40, # Thresholds tried
+    points: int = 30, # Thresholds tried
 ) -> dict[float, NDArray[np.int64]]: # Threshold -> [N] index of the step each mail stops at
     """Ways of stopping from "everybody at once" to "nobody before the end"."""
-    levels = np.unique(np.quantile(certainty, np.linspace(0, 1, points)))
+    told = certainty[:-1] if len(certainty) > 1 else certainty # Whoever reaches the last step stops there anyway
+    levels = np.unique(np.quantile(told, np.linspace(0, 1, points)))
     return {float(t): halting_steps(certainty, t) for t in [*levels, np.inf]}
 
-# %% ../../nbs/evaluation/10_halting.ipynb #0c8e9444
+# %% ../../nbs/evaluation/10_halting.ipynb #64a495a3
 def policy_curves(
     logits: NDArray[np.floating], # [S, N, C] answers after each step
     q: NDArray[np.floating], # [S, N] probability of being right after each step
     labels: NDArray[np.integer], # [N] true categories
-    points: int = 40, # Thresholds tried
-    draws: int = 20, # Random exits averaged at each mean
+    points: int = 30, # Thresholds tried
+    draws: int = 10, # Random exits averaged at each mean
 ) -> pd.DataFrame: # policy, knob, mean_steps, accuracy, macro_f1
     """Every policy at every setting of its knob."""
     answers, belief, steps, n = logits.argmax(-1), softmax(logits, -1), len(logits), len(labels)
@@ -202,10 +203,11 @@ def plot_changes(
     fig.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     return fig
 
-# %% ../../nbs/evaluation/10_halting.ipynb #60df632d
-_LENGTHS = ((300, "under 300"), (1000, "300 to 999"), (3000, "1,000 to 2,999"), (np.inf, "3,000 and more")) # Characters of the body
+# %% ../../nbs/evaluation/10_halting.ipynb #4c720edc
+_LENGTHS = ((300, "under 300 characters"), (1000, "300 to 999"), (3000, "1,000 to 2,999"), (np.inf, "3,000 and more")) # Of the body
+_THIRDS = ("sure at step 1", "in between", "unsure at step 1")
 
-# %% ../../nbs/evaluation/10_halting.ipynb #37e941e5
+# %% ../../nbs/evaluation/10_halting.ipynb #0868eb15
 def mail_facts(
     mails: Sequence[Email], # Labelled mails, in the order of the arrays
     first: NDArray[np.floating], # [N, C] logits after step 1
@@ -213,12 +215,13 @@ def mail_facts(
     """What mails are grouped by. Holds no text and no id."""
     unsure = entropy(softmax(first, -1), axis=-1)
     third = 3 * pd.Series(unsure).rank(method="first").to_numpy(dtype=float).astype(int) // (len(mails) + 1) if len(mails) else []
+    lengths = [next(name for limit, name in _LENGTHS if len(m.body) < limit) for m in mails]
     return pd.DataFrame({"category": [m.category for m in mails], "language": [m.language or "und" for m in mails],
-        "length": [next(name for limit, name in _LENGTHS if len(m.body) < limit) for m in mails],
-        "difficulty": [("sure at step 1", "in between", "unsure at step 1")[int(i)] for i in third],
+        "length": pd.Categorical(lengths, categories=[name for _, name in _LENGTHS]),
+        "difficulty": pd.Categorical([_THIRDS[int(i)] for i in third], categories=list(_THIRDS)),
         "second": ["two categories fit" if m.alt_category and m.alt_category != m.category else "one category fits" for m in mails]})
 
-# %% ../../nbs/evaluation/10_halting.ipynb #08290b58
+# %% ../../nbs/evaluation/10_halting.ipynb #6481a2f4
 def steps_by(
     facts: pd.DataFrame, # From `mail_facts`
     answers: NDArray[np.integer], # [S, N] category answered after each step
@@ -228,9 +231,9 @@ def steps_by(
     """Steps taken and accuracy of each group of mails."""
     said = answers[at, np.arange(len(labels))]
     marks = pd.DataFrame({"mean_steps": at + 1, "first": answers[0] == labels, "accuracy": said == labels}).astype(float)
-    parts = [marks.groupby(facts[by].to_numpy()).agg(n=("first", "size"), mean_steps=("mean_steps", "mean"), first=("first", "mean"),
-        accuracy=("accuracy", "mean")).rename_axis("value").reset_index().assign(by=by) for by in facts]
-    return pd.concat(parts, ignore_index=True)[["by", "value", "n", "mean_steps", "first", "accuracy"]]
+    parts = [marks.groupby(facts[by].array, observed=True).agg(n=("first", "size"), mean_steps=("mean_steps", "mean"),
+        first=("first", "mean"), accuracy=("accuracy", "mean")).rename_axis("value").reset_index().assign(by=by) for by in facts]
+    return pd.concat([p.astype({"value": str}) for p in parts], ignore_index=True)[["by", "value", "n", "mean_steps", "first", "accuracy"]]
 
 # %% ../../nbs/evaluation/10_halting.ipynb #f796da3b
 def plot_steps_by(
@@ -254,7 +257,7 @@ def plot_steps_by(
     fig.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=11)
     return fig
 
-# %% ../../nbs/evaluation/10_halting.ipynb #69bdd725
+# %% ../../nbs/evaluation/10_halting.ipynb #874aa01b
 def halting_summary(
     logits: NDArray[np.floating], # [S, N, C] answers after each step
     q: NDArray[np.floating], # [S, N] probability of being right after each step
@@ -268,7 +271,7 @@ def halting_summary(
     own = exit_scores(answers, labels, at)
     right = answers == labels
     def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-        return [{str(k): v if isinstance(v, str) else plain(v) for k, v in row.items()} for row in table.to_dict("records")]
+        return [{str(k): v if isinstance(v, str | int) else plain(v) for k, v in row.items()} for row in table.to_dict("records")]
     equal = at_equal_steps(policy_curves(logits, q, labels), own["mean_steps"]).to_dict("index")
     return {"threshold": threshold, "own": own, "equal_steps": equal,
         "quality": rows(q_quality(logits, q, labels, temperature)), "changes": rows(belief_changes(answers, labels)),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LINEAR', 'ENCODERS', 'WEIGHTS', 'teacher_text', 'LinearTeacher', 'encoder_folder', 'TeacherRecipe', 'SoftDataset',
-           'SoftTrainer', 'MeanPooled', 'EncoderTeacher', 'newest_checkpoint', 'is_json', 'fit_encoder',
-           'encoder_logits', 'blend', 'blend_temperature', 'soft_label_id', 'save_soft_labels', 'load_soft_labels',
-           'opening', 'unlabelled_pool', 'balanced', 'Lesson', 'lesson', 'training_fingerprint', 'opinion_frame',
-           'opinion_scores', 'Teachers', 'teach', 'write_lesson', 'random_encoder', 'main']
+           'SoftTrainer', 'MeanPooled', 'EncoderTeacher', 'fit_encoder', 'encoder_logits', 'blend', 'blend_temperature',
+           'soft_label_id', 'save_soft_labels', 'load_soft_labels', 'opening', 'unlabelled_pool', 'balanced', 'Lesson',
+           'lesson', 'training_fingerprint', 'opinion_frame', 'opinion_scores', 'Teachers', 'teach', 'write_lesson',
+           'load_taught', 'random_encoder', 'main']
 
-# %% ../../nbs/training/01_teacher.ipynb #e63ea35b
+# %% ../../nbs/training/01_teacher.ipynb #253cd7a4
 import argparse
 import hashlib
 import importlib.util
@@ -44,7 +44,7 @@ from ..data.manager import EmailDatasetManager
 from ..data.schema import to_mails
 from ..mail.message import Email, address
 from ..mail.readers import read_emails
-from .trainer import label_indices, quiet, soft_targets
+from .trainer import Taught, label_indices, newest_checkpoint, quiet, soft_targets
 from ..trm.calibration import fit_temperature, probabilities
 from ..trm.evidence import evidence_text
 
@@ -205,23 +205,6 @@ class EncoderTeacher:
         """The `Trainer` of this teacher."""
         collate = DataCollatorWithPadding(self.tokenizer)
         return SoftTrainer(model=self.model, args=self.arguments(), train_dataset=data, data_collator=collate)
-
-# %% ../../nbs/training/01_teacher.ipynb #a0011133
-def newest_checkpoint(
-    folder: Path, # Where a `Trainer` writes
-) -> str | None: # The newest complete checkpoint, if there is one
-    """A checkpoint counts once it holds a whole `trainer_state.json`, which is written last: a killed training may leave half of one."""
-    done = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if is_json(p)]
-    return str(max(done, key=lambda p: int(p.name.rpartition("-")[2]))) if done else None
-
-# %% ../../nbs/training/01_teacher.ipynb #d6a267fe
-def is_json(
-    path: Path, # Any file
-) -> bool:
-    """Whether a file is there and holds whole JSON."""
-    try: json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError): return False
-    return True
 
 # %% ../../nbs/training/01_teacher.ipynb #eb0ee5a9
 def fit_encoder(
@@ -492,6 +475,23 @@ def write_lesson(
     write_json(folder / "teacher.json", record)
     return record
 
+# %% ../../nbs/training/01_teacher.ipynb #7c8af80d
+def load_taught(
+    data: Lesson, # The split to train on
+    folder: str | Path, # A teacher's folder; see `training.teacher.teach`
+) -> Taught:
+    """The pool mails with their soft labels. Raises `DataError` for a teacher of another split, or one whose mail is not here."""
+    path = Path(folder)
+    try: record = json.loads((path / "teacher.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} is no complete teacher folder", "run python -m email_trm.training.teacher first") from error
+    if record["training_mails"] != training_fingerprint(data.train):
+        raise DataError("this teacher learned from another split: its labels could leak test mail", "teach on this split and seed")
+    soft = load_soft_labels(path / "soft_labels.parquet", data.categories)
+    known = [(m, soft[name]) for m in data.pool if (name := soft_label_id(m)) in soft]
+    if not known: raise DataError("none of the unlabelled mails has a soft label", "give the same unlabelled mail as to the teacher")
+    return Taught([m for m, _ in known], np.stack([p for _, p in known]))
+
 # %% ../../nbs/training/01_teacher.ipynb #673daaf8
 def random_encoder(
     texts: Iterable[str], # To fit a small vocabulary on
@@ -506,7 +506,7 @@ def random_encoder(
     BertModel(shape).save_pretrained(folder)
     return Path(folder)
 
-# %% ../../nbs/training/01_teacher.ipynb #efd63bce
+# %% ../../nbs/training/01_teacher.ipynb #5b52f0a4
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
 ) -> int: # Exit code
@@ -530,7 +530,8 @@ def main(
         found = teach(data, options.output, TeacherRecipe(options.encoder, options.epochs), options.limit, options.look,
             options.seed)
         for name, parts in found["scores"].items():
-            print(f"{name:10} " + "  ".join(f"{part} {s['accuracy']:.3f} / {s['macro_f1']:.3f} (n {s['n']:,})" for part, s in parts.items()))
+            shown = (f"{part} {s['accuracy']:.3f} / {s['macro_f1']:.3f} (n {s['n']:,})" for part, s in parts.items())
+            print(f"{name:10} " + "  ".join(shown))
     except EmailTRMError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -128,7 +128,7 @@ def fit_table(
     weight[:, solver.classes_], bias[solver.classes_] = found.T, offset
     return LinearEvidence(len(rows), categories).fill(rows=rows, idf=idf, weight=weight, bias=bias)
 
-# %% ../../nbs/trm/04_evidence.ipynb #40574811
+# %% ../../nbs/trm/04_evidence.ipynb #4b2740d2
 def fit_evidence(
     mails: Sequence[Email], # Verified training mails
     labels: NDArray[np.int64], # [N] categories
@@ -136,10 +136,11 @@ def fit_evidence(
     groups: NDArray[np.object_], # [N] sender of each mail
     seed: int = 0, # Seed of folds and solver
     folds: int = 5, # Parts for the out-of-fold opinions
+    senders: int = 2, # Least number of senders that use a word, for it to count
 ) -> tuple[LinearEvidence, NDArray[np.float32]]: # The table; out-of-fold log-probabilities [N, C] of the training mails
     """Fit the table on everything, and a table per fold on the other folds. Folds keep senders together."""
     counts = count_ngrams(mails)
-    rows = shared_columns(counts, groups)
+    rows = shared_columns(counts, groups, senders)
     table, margins = fit_table(counts, labels, categories, rows, seed), np.zeros((len(mails), categories), dtype=np.float32)
     parts = min(folds, len(np.unique(groups)))
     splits = GroupKFold(parts, shuffle=True, random_state=seed).split(labels, groups=groups) if parts > 1 else []

@@ -6,7 +6,7 @@
 __all__ = ['Carry', 'QHead', 'EmailTRMPreTrainedModel', 'EmailTRM', 'EmailTRMOutput', 'Thought', 'EvidenceSlot',
            'EmailTRMWithHeads', 'EmailTRMForSequenceClassification']
 
-# %% ../../nbs/trm/05_model.ipynb #cc340010
+# %% ../../nbs/trm/05_model.ipynb #f339dc14
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..core.errors import ModelError
+from ..data.tokens import SIGNALS, SPECIAL
 from .config import EmailTRMConfig, check_config
 from .evidence import LinearEvidence
 from .layers import MailEmbedding, ResidualLinear, ScoreLinear, SlotLayer, SlotPooling
@@ -38,7 +39,7 @@ class Carry(NamedTuple):
 class QHead(nn.Linear):
     """A linear map to one q logit. A class of its own because it starts differently: zero weights and a negative bias."""
 
-# %% ../../nbs/trm/05_model.ipynb #6827cf61
+# %% ../../nbs/trm/05_model.ipynb #45d0c748
 class EmailTRMPreTrainedModel(PreTrainedModel):
     """Shared loading, saving and initialisation."""
 
@@ -61,6 +62,7 @@ class EmailTRMPreTrainedModel(PreTrainedModel):
             if module.bias is not None: init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding): init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.RMSNorm): init.ones_(module.weight)
+        elif isinstance(module, MailEmbedding): init.zeros_(module.token.weight[len(SPECIAL) - len(SIGNALS):len(SPECIAL)])
         if isinstance(module, nn.Embedding) and module.padding_idx is not None: init.zeros_(module.weight[module.padding_idx])
 
 # %% ../../nbs/trm/05_model.ipynb #055e774c
