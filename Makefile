@@ -32,7 +32,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-students evidence-benchmark evidence-reasoning clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default evidence-owner evidence-benchmark evidence-reasoning clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -133,12 +133,30 @@ evidence-import: $(DEV) ## Make reports/import again: rates against peers, and 1
 evidence-augmentation: $(DEV) ## Make reports/augmentation again from real mail (20 minutes)
 	@$(BIN)/python -m email_trm.evaluation.augmentation --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/augmentation
 
-evidence-students: $(TEACHER) ## Make reports/students again: a teacher, and EmailTRM with and without it (about an hour; goes on where it stopped)
+# What the teacher reads without labels: the weak labels' mail and the Enron messages, whose columns have other names.
+build/evidence/enron.parquet: | $(CORE)
+	@mkdir -p build/evidence
+	@$(BIN)/email-trm data import "$${ENRON:-../shared/data/enron-actions/messages.parquet}" --field sender=frm --field message_id=mid --no-mask --output $@
+
+evidence-teacher: $(TEACHER) build/evidence/enron.parquet ## Fine-tune a teacher and label unlabelled mail with it (half an hour; goes on where it stopped)
 	@$(KEEP) $(BIN)/python -m email_trm.training.teacher --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
-	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" --output build/evidence/teacher-group-0 --split group --seed 0
+	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
+	  --output build/evidence/teacher-group-$${SEED:-0} --split group --seed $${SEED:-0}
+
+evidence-students: $(TEACHER) ## Make reports/students again: EmailTRM with and without its teacher (after evidence-teacher; 15 minutes a seed)
 	@$(KEEP) $(BIN)/python -m email_trm.evaluation.students --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
-	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" --teacher build/evidence/teacher-group-0 \
-	  --work build/evidence/students --output reports/students --benchmark reports/benchmark
+	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
+	  --teacher build/evidence/teacher-group-$${SEED:-0} --split-seed $${SEED:-0} --seeds $${SEEDS:-0} \
+	  --work build/evidence/students-$${SEED:-0} --output reports/students --benchmark reports/benchmark
+
+train-default: $(TEACHER) ## Train the model in the box again (after evidence-teacher; goes on where it stopped)
+	@$(KEEP) $(BIN)/python -m email_trm.serving.default --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
+	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
+	  --teacher build/evidence/teacher-group-$${SEED:-0} --seed $${SEED:-0} --work build/evidence/default
+
+evidence-owner: $(CORE) build/evidence/enron.parquet ## Make reports/owner again: the latest of each mailbox, at its natural frequency (10 minutes)
+	@$(BIN)/python -m email_trm.evaluation.owner --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
+	  --corpus "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet --output reports/owner
 
 evidence-benchmark: $(TEACHER) ## Make reports/benchmark again: EmailTRM beside its peers (PEERS=, SEEDS= choose; goes on where it stopped)
 	@$(BIN)/papermill nbs/pipelines/benchmark.ipynb build/evidence/benchmark.ipynb \

@@ -1490,6 +1490,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'email_trm/trm/calibration.py'),
                                            'email_trm.trm.calibration.fit_threshold': ( 'trm/calibration.html#fit_threshold',
                                                                                         'email_trm/trm/calibration.py'),
+                                           'email_trm.trm.calibration.fit_trust': ( 'trm/calibration.html#fit_trust',
+                                                                                    'email_trm/trm/calibration.py'),
                                            'email_trm.trm.calibration.halting_steps': ( 'trm/calibration.html#halting_steps',
                                                                                         'email_trm/trm/calibration.py'),
                                            'email_trm.trm.calibration.probabilities': ( 'trm/calibration.html#probabilities',

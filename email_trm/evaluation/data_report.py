@@ -203,9 +203,9 @@ def source_rows(
     others = {"source": f"{len(order) - most} others", "mails": int(rest.sum()), "categories": int((rest > 0).sum())}
     return [*rows, others] if len(order) > most else rows
 
-# %% ../../nbs/evaluation/03_data_report.ipynb #68cccaf9
+# %% ../../nbs/evaluation/03_data_report.ipynb #3d40de01
 SPLIT_MEANINGS: dict[str, str] = {**MEANINGS, # What a split tests; which relations it must not have
-    "group": "Whole groups are held out: the group a source names, else the sender.",
+    "group": "Whole groups are held out: the group a source names, else the sender; groups that share an address are one.",
     "time": "Training ends before validation begins, and validation before the test.",
     "mailbox": "Whole mailboxes are held out."}
 

@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'ema_decay', 'average_of', 'quiet', 'Progress', 'TRMTraine
            'dataset_for', 'validation_scores', 'training_arguments', 'Trained', 'Taught', 'build_model',
            'learn_evidence', 'learn_vocabulary', 'train_categories', 'record_steps', 'calibrate']
 
-# %% ../../nbs/training/00_trainer.ipynb #cb5b89d1
+# %% ../../nbs/training/00_trainer.ipynb #d7041e72
 import contextlib
 import json
 import logging
@@ -39,7 +39,7 @@ from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import Budget, Encoded, collate, encode, only_words, segment_texts, shared_words, train_tokenizer
 from ..mail.message import Email
-from ..trm.calibration import fit_temperature, fit_threshold, halting_steps, threshold_table
+from ..trm.calibration import fit_temperature, fit_threshold, fit_trust, halting_steps, threshold_table
 from ..trm.config import SIZES, EmailTRMConfig
 from ..trm.evidence import LinearEvidence, count_ngrams, fit_evidence
 from ..trm.model import EmailTRMForSequenceClassification
@@ -455,13 +455,18 @@ def record_steps(
             logits[s, rows], q[s, rows] = thought.logits.numpy(), thought.q_logits.sigmoid().numpy()
     return logits, q, np.array([r["labels"] for r in data.rows])
 
-# %% ../../nbs/training/00_trainer.ipynb #89029db8
+# %% ../../nbs/training/00_trainer.ipynb #9bc7bc3d
 def calibrate(
     model: EmailTRMForSequenceClassification, # Trained model; its configuration is changed
     validation: MailDataset, # Labelled mails that trained no weights
 ) -> list[dict[str, float]]: # What each halting threshold costs and gives; see `threshold_table`
-    """Fit the halting threshold, then the temperature of the answers it leads to."""
+    """Fit the trust in evidence, the halting threshold, then the temperature of the answers it leads to."""
     logits, q, labels = record_steps(model, validation)
+    if model.evidence_slot is not None:
+        evidence = np.array([row["evidence"] for row in validation.rows], dtype=np.float32)
+        extra = fit_trust(logits[0], evidence, labels)
+        model.evidence_slot.trust.data += extra
+        logits += extra * evidence
     table = threshold_table(logits, q, labels)
     model.config.halt_threshold = min(fit_threshold(table), 1.0)
     at = halting_steps(q, model.config.halt_threshold)
