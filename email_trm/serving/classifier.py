@@ -6,7 +6,7 @@
 __all__ = ['Mail', 'REQUIRED', 'Prediction', 'as_email', 'EmailClassifier', 'predict_chunk', 'predictions_frame', 'timed',
            'default_folder', 'load_model', 'save_model', 'prediction_record']
 
-# %% ../../nbs/serving/01_classifier.ipynb #84e44cb7
+# %% ../../nbs/serving/01_classifier.ipynb #f41c6e04
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from ..core.errors import ModelError
 from ..mail.language import detect_language
 from ..mail.message import Email, email_from_dict
-from ..training.trainer import logits_and_steps
+from ..training.trainer import logits_and_steps, quiet
 from ..trm.calibration import probabilities
 from ..trm.explain import Explanation, explain_mail
 from ..trm.model import EmailTRMForSequenceClassification
@@ -135,7 +135,7 @@ def default_folder() -> Path: # The model in the box
         raise ModelError("this installation has no default model", "train one with email-trm run, and name it with --model")
     return folder
 
-# %% ../../nbs/serving/01_classifier.ipynb #58c0fc30
+# %% ../../nbs/serving/01_classifier.ipynb #a003799f
 def load_model(
     folder: str | Path, # A model folder
 ) -> tuple[EmailTRMForSequenceClassification, PreTrainedTokenizerFast]:
@@ -144,6 +144,7 @@ def load_model(
     if (path / "model").is_dir() and not (path / "config.json").exists(): path = path / "model"
     missing = [name for name in REQUIRED if not (path / name).is_file()]
     if missing: raise ModelError(f"{path} is no complete model folder: {', '.join(missing)} missing", "give model/ of a finished run")
+    quiet()
     try:
         model = EmailTRMForSequenceClassification.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
