@@ -15,7 +15,8 @@ REPORT = Path(__file__).resolve().parent.parent / "reports/students/metrics.json
 MAILS = {
     "travel": {"subject": "Your flight to Ankara", "body": "Your booking is confirmed. Your flight departs at 9:40."},
     "shopping": {"subject": "Your order has shipped", "body": "Your parcel with order 4711 left our warehouse today. Track it here."},
-    "finance": {"subject": "Kredi kartı ekstreniz", "body": "Ekim ayı ekstreniz hazır. Toplam borç 1.250 TL."},
+    "finance": {"subject": "Kredi kartı ekstreniz",
+        "body": "Ekim ayı ekstreniz hazır. Son ödeme tarihi 5 Kasım, toplam borç 1.250 TL."},
 }  # Synthetic
 
 
