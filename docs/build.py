@@ -48,7 +48,9 @@ EXTRA = {
     "pipelines": "Notebooks that papermill runs. They take parameters and leave a report.",
     "explore": "Notebooks for people: change a cell, see the effect.",
 }
-PAGES = {"CONTRIBUTING.md": "project/contributing.md", "data/README.md": "project/data.md", "reports/README.md": "project/reports.md"}
+PAGES = {"CONTRIBUTING.md": "project/contributing.md", "data/README.md": "project/data.md", "reports/README.md": "project/reports.md",
+    "reports/benchmark/README.md": "project/benchmark.md", "reports/students/README.md": "project/students.md",
+    "email_trm/models/default/README.md": "project/model-card.md"}
 PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
 MIMES = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
 EXPORTS = {"export", "exports", "exporti"}
