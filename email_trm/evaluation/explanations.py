@@ -222,7 +222,7 @@ def deletion_markdown(
         f"| {s['gap']:.2%} | {s['gap_p95']:.2%} |" for _, s in settings.iterrows()]
     return "\n".join(lines)
 
-# %% ../../nbs/evaluation/09_explanations.ipynb #a4a8c8a5
+# %% ../../nbs/evaluation/09_explanations.ipynb #d713741f
 def write_deletion(
     folder: Path, # An existing folder
     summary: pd.DataFrame, # From `deletion_summary`
@@ -235,13 +235,14 @@ def write_deletion(
         "deletion": summary.to_dict("records"), "settings": settings.to_dict("records")})
     name = "# Are the explanations true?" + (" (SYNTHETIC mail)" if synthetic else "")
     with atomic_write(folder / "README.md") as out:
-        out.write(f"{name}\n\n{facts.get('mails')} held-out mails.\n\n{deletion_markdown(summary, settings)}\n\n")
+        cut = f"{facts.get('split')} split, seed {facts.get('split_seed')}, data {facts.get('fingerprint')}, {utc_now()[:10]}"
+        out.write(f"{name}\n\n{facts.get('mails')} held-out mails: {cut}.\n\n{deletion_markdown(summary, settings)}\n\n")
         out.write("![Fall of the answer's probability by number of hidden words](deletion.png)\n")
     save_png(plot_deletion(summary, synthetic), folder / "deletion.png",
         "Fall of the answer's probability by number of hidden words: those of the explanation, the most attended, and random ones")
     return folder
 
-# %% ../../nbs/evaluation/09_explanations.ipynb #e3bd04df
+# %% ../../nbs/evaluation/09_explanations.ipynb #70e5fa28
 def load_pair(
     folder: str | Path, # A model folder, or a run folder that has one in `model/`
 ) -> tuple[EmailTRMForSequenceClassification, PreTrainedTokenizerFast]:
@@ -249,7 +250,8 @@ def load_pair(
     path = Path(folder).expanduser()
     if (path / "model").is_dir() and not (path / "config.json").exists(): path = path / "model"
     try:
-        model = EmailTRMForSequenceClassification.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        model = EmailTRMForSequenceClassification.from_pretrained(path, local_files_only=True, use_safetensors=True,
+            dtype=torch.float32)
         return model.eval(), PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error: # Whatever a damaged file provokes in the libraries is one thing to the user
         raise ModelError(f"{path} holds no usable EmailTRM ({type(error).__name__})", "give model/ of a finished run") from error

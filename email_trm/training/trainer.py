@@ -455,7 +455,7 @@ def record_steps(
             logits[s, rows], q[s, rows] = thought.logits.numpy(), thought.q_logits.sigmoid().numpy()
     return logits, q, np.array([r["labels"] for r in data.rows])
 
-# %% ../../nbs/training/00_trainer.ipynb #9bc7bc3d
+# %% ../../nbs/training/00_trainer.ipynb #730820f8
 def calibrate(
     model: EmailTRMForSequenceClassification, # Trained model; its configuration is changed
     validation: MailDataset, # Labelled mails that trained no weights
@@ -464,9 +464,8 @@ def calibrate(
     logits, q, labels = record_steps(model, validation)
     if model.evidence_slot is not None:
         evidence = np.array([row["evidence"] for row in validation.rows], dtype=np.float32)
-        extra = fit_trust(logits[0], evidence, labels)
-        model.evidence_slot.trust.data += extra
-        logits += extra * evidence
+        model.evidence_slot.trust.data += fit_trust(logits[0], evidence, labels)
+        logits, q, labels = record_steps(model, validation)
     table = threshold_table(logits, q, labels)
     model.config.halt_threshold = min(fit_threshold(table), 1.0)
     at = halting_steps(q, model.config.halt_threshold)
