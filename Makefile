@@ -6,7 +6,8 @@ PROFILE :=
 SEED :=
 SPLIT :=
 OUTPUT :=
-export SOURCE PROFILE SEED SPLIT OUTPUT
+WARM :=
+export SOURCE PROFILE SEED SPLIT OUTPUT WARM
 
 # Threads that spin while they wait cost up to 20 times on a shared machine. No telemetry: this is mail.
 export OMP_WAIT_POLICY := PASSIVE
@@ -40,7 +41,7 @@ help: ## Show this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  make run SOURCE=path PROFILE=quick|full SEED=n SPLIT=random|group|both OUTPUT=folder"
+	@echo "  make run SOURCE=path PROFILE=quick|full SEED=n SPLIT=random|group|both OUTPUT=folder WARM=minilm"
 
 install: $(CORE) ## Make .venv and install what `make run` needs
 	@echo "Installed. Try: make run"
@@ -68,13 +69,14 @@ $(TEACHER): $(CORE)
 	@$(PIP) fasttext-wheel
 	@touch $@
 
-run: $(CORE) ## Train on SOURCE (default: the built-in synthetic mailbox) and write a report
+run: $(CORE) $(if $(WARM),$(TEACHER)) ## Train on SOURCE (default: the built-in synthetic mailbox) and write a report
 	@set --; \
 	[ -z "$$SOURCE" ] || set -- "$$@" --source "$$SOURCE"; \
 	[ -z "$$PROFILE" ] || set -- "$$@" --profile "$$PROFILE"; \
 	[ -z "$$SEED" ] || set -- "$$@" --seed "$$SEED"; \
 	[ -z "$$SPLIT" ] || set -- "$$@" --split "$$SPLIT"; \
 	[ -z "$$OUTPUT" ] || set -- "$$@" --output "$$OUTPUT"; \
+	[ -z "$$WARM" ] || set -- "$$@" --warm-start "$$WARM"; \
 	exec $(BIN)/email-trm run "$$@"
 
 test: $(DEV) ## Check everything: drift, lint, types, notebooks and tests, docs
@@ -119,9 +121,9 @@ hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
 	@git config --local merge.ours.driver true
 	@echo "Hooks are set in this clone's git configuration."
 
-evidence: $(CORE) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
+evidence: $(TEACHER) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
 	@test -n "$$SOURCE" || { echo "evidence needs real mail.  What to do: make evidence SOURCE=../shared/data/emails.jsonl.gz"; exit 2; }
-	@$(BIN)/email-trm run --source "$$SOURCE" --profile "$${PROFILE:-quick}" --seed "$${SEED:-0}" --output reports/categories --overwrite
+	@$(BIN)/email-trm run --source "$$SOURCE" --profile "$${PROFILE:-quick}" --seed "$${SEED:-0}" --warm-start minilm --output reports/categories --overwrite
 
 evidence-data: $(DEV) ## Make reports/data again from real mail (3 minutes)
 	@$(BIN)/email-trm data report "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/data --overwrite
@@ -146,13 +148,13 @@ evidence-teacher: $(TEACHER) build/evidence/enron.parquet ## Fine-tune a teacher
 evidence-students: $(TEACHER) ## Make reports/students again: EmailTRM with and without its teacher (after evidence-teacher; 15 minutes a seed)
 	@$(KEEP) $(BIN)/python -m email_trm.evaluation.students --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
 	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
-	  --teacher build/evidence/teacher-group-$${SEED:-0} --split-seed $${SEED:-0} --seeds $${SEEDS:-0} \
+	  --teacher build/evidence/teacher-group-$${SEED:-0} --warm-start minilm --split-seed $${SEED:-0} --seeds $${SEEDS:-0} \
 	  --work build/evidence/students-$${SEED:-0} --output reports/students --benchmark reports/benchmark
 
 train-default: $(TEACHER) ## Train the model in the box again (after evidence-teacher; goes on where it stopped)
 	@$(KEEP) $(BIN)/python -m email_trm.serving.default --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
 	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
-	  --teacher build/evidence/teacher-group-$${SEED:-0} --seed $${SEED:-0} --work build/evidence/default
+	  --teacher build/evidence/teacher-group-$${SEED:-0} --warm-start minilm --seed $${SEED:-0} --work build/evidence/default
 
 evidence-owner: $(CORE) build/evidence/enron.parquet ## Make reports/owner again: the latest of each mailbox, at its natural frequency (10 minutes)
 	@$(BIN)/python -m email_trm.evaluation.owner --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \

@@ -47,7 +47,7 @@ MAILS = {
 }
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["with evidence", "without"])
+@pytest.fixture(scope="module", params=["with evidence", "without", "with a reader"])
 def classifier(request: pytest.FixtureRequest) -> EmailClassifier:
     """A model with random weights: sums must be right whatever the weights are."""
     torch.manual_seed(0)
@@ -55,8 +55,9 @@ def classifier(request: pytest.FixtureRequest) -> EmailClassifier:
     names = sorted({str(m.category) for m in mails})
     tokenizer = train_tokenizer((t for m in mails for t in segment_texts(m)), 1200)
     labels, senders = np.array([names.index(str(m.category)) for m in mails]), np.array([m.sender for m in mails], dtype=object)
-    table = fit_evidence(mails, labels, len(names), senders)[0] if request.param else None
-    model = build_model(Recipe(model={"hidden_size": 64, "pair_buckets": 512, "H_cycles": 2}), tokenizer, names, table)
+    table = fit_evidence(mails, labels, len(names), senders)[0] if request.param != "without" else None
+    shape = {"token_size": 48, "reader_layers": 1, "reader_tokens": 40, "halt_max_steps": 2} if request.param == "with a reader" else {}
+    model = build_model(Recipe(model={"hidden_size": 64, "pair_buckets": 512, "H_cycles": 2, **shape}), tokenizer, names, table)
     model.trm.embedding.token.weight.data[6:] *= 10
     return EmailClassifier(model, tokenizer)
 

@@ -1,26 +1,41 @@
 """A training that was stopped goes on where it was."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from email_trm.data.manager import EmailDatasetManager
 from email_trm.data.schema import to_mails
+from email_trm.mail.sample import sample_mailbox
+from email_trm.serving.classifier import EmailClassifier
 from email_trm.training import trainer
 from email_trm.training.trainer import Recipe, TRMTrainer, newest_checkpoint, train_categories
+from email_trm.trm.files import load_model, save_model
+from email_trm.trm.warm import random_encoder, reader_shape
 
 TINY = Recipe(epochs=3, batch_size=64, vocab_size=800, ema=0.9, evidence=False,
     model={"hidden_size": 32, "pair_buckets": 512, "body_tokens": 30, "L_cycles": 1, "halt_max_steps": 2})
 
 
-def test_stopped_training_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_reader(folder: Path) -> Recipe:
+    """The same with a reader of one layer, which an encoder with random weights lends."""
+    encoder = random_encoder((f"{m.subject} {m.body}" for m in sample_mailbox()), folder)
+    return replace(TINY, warm_start=str(encoder), model=TINY.model | reader_shape(encoder) | {"reader_layers": 1, "reader_tokens": 20})
+
+
+@pytest.mark.parametrize("reads_closely", [False, True], ids=["at a glance", "with a reader"])
+def test_stopped_training_gives_the_same_weights(reads_closely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in its second epoch and started again, a training ends with the weights of one that was never stopped."""
     manager = EmailDatasetManager("sample").load()
     parts = {p: to_mails(f) for p, f in manager.split("random", 0).parts.items()}
+    recipe = with_reader(tmp_path / "encoder") if reads_closely else TINY
 
     def train(folder: Path) -> trainer.Trained:
-        return train_categories(parts["train"][:256], parts["validation"], manager.taxonomy.names, TINY, folder, seed=3)
+        return train_categories(parts["train"][:256], parts["validation"], manager.taxonomy.names, recipe, folder, seed=3)
 
     whole = train(tmp_path / "whole")
     step = TRMTrainer.training_step
@@ -40,3 +55,34 @@ def test_stopped_training_gives_the_same_weights(tmp_path: Path, monkeypatch: py
     assert scores[0] == scores[1] and len(scores[0]) == 3
     for (name, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
+
+
+def test_what_is_lent_learns_slower(tmp_path: Path) -> None:
+    """Every weight is in one group. The reader and its token table learn at their own rate, other tables faster and undecayed."""
+    recipe = with_reader(tmp_path / "encoder")
+    tokenizer = trainer.learn_vocabulary(sample_mailbox()[:100], recipe)
+    model = trainer.build_model(recipe, tokenizer, ["a", "b"])
+    learner = TRMTrainer(model=model, args=trainer.training_arguments(recipe, tmp_path, 0), eval_dataset=[], embedding_rate=6.0,
+        reader_rate=0.3)
+    groups = learner.create_optimizer().param_groups
+    rates = {id(p): (g["lr"] / recipe.learning_rate, g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(rates) == sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert found["trm.embedding.token.weight"] == found["reader.layers.0.linear1.weight"] == pytest.approx((0.3, recipe.weight_decay))
+    assert found["trm.embedding.pair.weight"] == pytest.approx((6.0, 0.0))
+    assert found["classifier.weight"] == pytest.approx((1.0, recipe.weight_decay))
+
+
+def test_a_reader_survives_saving(tmp_path: Path) -> None:
+    """A saved model with a reader gives the same answers, alone and in a batch, and needs no encoder any more."""
+    mails = [m for m in sample_mailbox() if m.category][:40]
+    recipe = with_reader(tmp_path / "encoder")
+    tokenizer = trainer.learn_vocabulary(mails, recipe)
+    model = trainer.build_model(recipe, tokenizer, ["a", "b", "c"]).eval()
+    model.config.halt_threshold = 1.0
+    shutil.rmtree(tmp_path / "encoder")
+    again = EmailClassifier(*load_model(save_model(model, tokenizer, tmp_path / "model")))
+    said = EmailClassifier(model, tokenizer).predict_proba(mails)
+    assert {p.steps for p in again.predict(mails)} == {2}
+    assert np.allclose(again.predict_proba(mails), said, atol=1e-6)
+    assert np.allclose(np.concatenate([again.predict_proba([m]) for m in mails]), said, atol=1e-5)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EmailTRMError', 'ConfigError', 'SourceError', 'RecordError', 'DataError', 'ModelError', 'GateError', 'PipelineError',
-           'suggest']
+           'suggest', 'exit_with_code']
 
 # %% ../../nbs/core/00_errors.ipynb #cd6b08cf
 class EmailTRMError(Exception):
@@ -63,8 +63,10 @@ class PipelineError(EmailTRMError):
 
     exit_code = 6
 
-# %% ../../nbs/core/00_errors.ipynb #6f36c9d1
-from collections.abc import Iterable
+# %% ../../nbs/core/00_errors.ipynb #df681287
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 
 # %% ../../nbs/core/00_errors.ipynb #72e43b19
@@ -76,3 +78,17 @@ def suggest(
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"use one of: {', '.join(names)}"
+
+# %% ../../nbs/core/00_errors.ipynb #fc306ee9
+def exit_with_code(
+    main: Callable[[Sequence[str] | None], None], # Reads its arguments, works, prints
+) -> Callable[..., int]: # Called with the arguments, or with none for those of the process; returns the exit code
+    """Turn a raised `EmailTRMError` into a message and its exit code; 0 if all went well."""
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try: main(argv)
+        except EmailTRMError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+        return 0
+    return run

@@ -7,7 +7,7 @@ __all__ = ['BODY_CHARACTERS', 'NONE', 'ALL_PROBABILITY', 'TRM_RECIPE', 'perturbe
            'variants', 'effect_on_split', 'augmentation_effect', 'effect_table', 'plot_effect', 'effect_markdown',
            'trm_answers', 'trm_effect', 'effect_metrics', 'write_effect', 'main']
 
-# %% ../../nbs/evaluation/06_augmentation.ipynb #ac4ce614
+# %% ../../nbs/evaluation/06_augmentation.ipynb #b0835bab
 import argparse
 import sys
 import tempfile
@@ -28,7 +28,7 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.svm import LinearSVC
 
-from ..core.errors import ConfigError, EmailTRMError
+from ..core.errors import ConfigError, exit_with_code
 from ..core.runs import RunFolder, atomic_write, machine, utc_now, versions, write_json
 from ..data.augment import (OPERATIONS, AugmentConfig, SenderPool, augment, count_operations, drop_field, in_ascii, in_case,
     is_turkish, only, remove_quotes)
@@ -207,8 +207,9 @@ def effect_markdown(
         lines.append(f"| {str(name).replace('_', ' ')} | " + " | ".join(cells[s] for s in sets) + " |")
     return "\n".join([*head, *lines])
 
-# %% ../../nbs/evaluation/06_augmentation.ipynb #a3f2407e
-from ..training.trainer import Recipe, dataset_for, quiet, record_steps, train_categories
+# %% ../../nbs/evaluation/06_augmentation.ipynb #68e16f6f
+from ..training.trainer import Recipe, dataset_for, record_steps, train_categories
+from ..trm.files import quiet
 from ..trm.calibration import halting_steps
 
 # %% ../../nbs/evaluation/06_augmentation.ipynb #fc9dd7be
@@ -320,10 +321,11 @@ def write_effect(
     save_png(figure, target / "effect.png", "Points of macro-F1 by augmentation and test set")
     return target
 
-# %% ../../nbs/evaluation/06_augmentation.ipynb #2d30e5e0
+# %% ../../nbs/evaluation/06_augmentation.ipynb #4947a21d
+@exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
-) -> int: # Exit code
+) -> None:
     """Measure on `--source` and write the report to `--output`, which appears when it is complete."""
     parser = argparse.ArgumentParser(prog="python -m email_trm.evaluation.augmentation", description="What augmentation wins and loses.")
     parser.add_argument("--source", default="sample", help="mail with categories; the synthetic sample if left out")
@@ -335,19 +337,14 @@ def main(
     parser.add_argument("--trm-seeds", type=int, default=1, help="number of splits for it; one says little")
     parser.add_argument("--overwrite", action="store_true", help="replace an older report")
     options = parser.parse_args(argv)
-    try:
-        run, every = RunFolder(Path(options.output), options.overwrite), variants()
-        manager = EmailDatasetManager(options.source).load()
-        chosen = {n: c for n, c in every.items() if options.only is None or n in (NONE, *options.only)}
-        results = augmentation_effect(manager, chosen, range(options.seeds), options.split, log=True)
-        few = {NONE: every[NONE], "all_at_0.3": every["all_at_0.3"], "default": AugmentConfig()}
-        trm = trm_effect(manager, few, options.trm, range(options.trm_seeds), options.split) if options.trm else None
-        write_effect(run.work, manager, results, options.split, trm)
-        print(run.publish())
-    except EmailTRMError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    run, every = RunFolder(Path(options.output), options.overwrite), variants()
+    manager = EmailDatasetManager(options.source).load()
+    chosen = {n: c for n, c in every.items() if options.only is None or n in (NONE, *options.only)}
+    results = augmentation_effect(manager, chosen, range(options.seeds), options.split, log=True)
+    few = {NONE: every[NONE], "all_at_0.3": every["all_at_0.3"], "default": AugmentConfig()}
+    trm = trm_effect(manager, few, options.trm, range(options.trm_seeds), options.split) if options.trm else None
+    write_effect(run.work, manager, results, options.split, trm)
+    print(run.publish())
 
 # %% ../../nbs/evaluation/06_augmentation.ipynb #d158b42e
 if __name__ == "__main__" and globals().get("__spec__") is not None: sys.exit(main())

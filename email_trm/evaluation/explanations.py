@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN_WORD', 'RANKINGS', 'cleaned', 'hide', 'answers_to', 'rank', 'delete_from', 'deletion_test', 'bootstrap_mean',
-           'deletion_summary', 'compare_settings', 'plot_deletion', 'deletion_markdown', 'write_deletion', 'load_pair',
-           'held_out', 'main']
+           'deletion_summary', 'compare_settings', 'plot_deletion', 'deletion_markdown', 'write_deletion', 'held_out',
+           'main']
 
-# %% ../../nbs/evaluation/09_explanations.ipynb #dddaa256
+# %% ../../nbs/evaluation/09_explanations.ipynb #d28477b0
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from ..core.errors import ConfigError, DataError, EmailTRMError, ModelError, suggest
+from ..core.errors import ConfigError, DataError, exit_with_code, suggest
 from ..core.runs import RunFolder, atomic_write, machine, utc_now, versions, write_json
 from ..data.manager import EmailDatasetManager
 from ..data.schema import to_mails
@@ -32,6 +32,7 @@ from ..mail.message import Email
 from ..trm.calibration import probabilities
 from ..trm.evidence import count_ngrams
 from ..trm.explain import BASELINES, MARKERS, OUTPUTS, Explanation, Reading, explain_mail, read
+from ..trm.files import load_model
 from ..trm.model import EmailTRMForSequenceClassification
 
 # %% ../../nbs/evaluation/09_explanations.ipynb #a8eb28e0
@@ -242,20 +243,6 @@ def write_deletion(
         "Fall of the answer's probability by number of hidden words: those of the explanation, the most attended, and random ones")
     return folder
 
-# %% ../../nbs/evaluation/09_explanations.ipynb #70e5fa28
-def load_pair(
-    folder: str | Path, # A model folder, or a run folder that has one in `model/`
-) -> tuple[EmailTRMForSequenceClassification, PreTrainedTokenizerFast]:
-    """Weights and tokenizer, from this machine only. Raises `ModelError` if they cannot be used."""
-    path = Path(folder).expanduser()
-    if (path / "model").is_dir() and not (path / "config.json").exists(): path = path / "model"
-    try:
-        model = EmailTRMForSequenceClassification.from_pretrained(path, local_files_only=True, use_safetensors=True,
-            dtype=torch.float32)
-        return model.eval(), PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except Exception as error: # Whatever a damaged file provokes in the libraries is one thing to the user
-        raise ModelError(f"{path} holds no usable EmailTRM ({type(error).__name__})", "give model/ of a finished run") from error
-
 # %% ../../nbs/evaluation/09_explanations.ipynb #8841a354
 def held_out(
     manager: EmailDatasetManager, # Loaded
@@ -268,10 +255,11 @@ def held_out(
     chosen = np.random.default_rng(seed).permutation(len(test))[:limit]
     return [test[i] for i in sorted(chosen)]
 
-# %% ../../nbs/evaluation/09_explanations.ipynb #74f9ab35
+# %% ../../nbs/evaluation/09_explanations.ipynb #6788c70d
+@exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
-) -> int: # Exit code
+) -> None:
     """Run the deletion test on `--source` and write aggregates to `--output`."""
     parser = argparse.ArgumentParser(prog="python -m email_trm.evaluation.explanations", description="Are the explanations true?")
     parser.add_argument("model", help="folder of a trained model")
@@ -282,21 +270,16 @@ def main(
     parser.add_argument("--mails", type=int, default=300, help="held-out mails at most")
     parser.add_argument("--overwrite", action="store_true", help="replace an older report")
     options = parser.parse_args(argv)
-    try:
-        if options.mails < 1: raise ConfigError(f"--mails is {options.mails}", "ask for at least one")
-        run, (model, tokenizer) = RunFolder(Path(options.output), options.overwrite), load_pair(options.model)
-        manager = EmailDatasetManager(options.source).load()
-        mails = held_out(manager, options.split, options.split_seed, options.mails)
-        found = deletion_summary(deletion_test(model, tokenizer, mails))
-        facts = {"mails": len(mails), "split": options.split, "split_seed": options.split_seed, "synthetic": manager.synthetic,
-            "fingerprint": manager.statistics()["fingerprint"], "parameters": model.num_parameters(), "seconds": run.seconds()}
-        settings = compare_settings(model, tokenizer, mails[:100])
-        write_deletion(run.work, found, settings, facts)
-        print(run.publish())
-    except EmailTRMError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    if options.mails < 1: raise ConfigError(f"--mails is {options.mails}", "ask for at least one")
+    run, (model, tokenizer) = RunFolder(Path(options.output), options.overwrite), load_model(options.model)
+    manager = EmailDatasetManager(options.source).load()
+    mails = held_out(manager, options.split, options.split_seed, options.mails)
+    found = deletion_summary(deletion_test(model, tokenizer, mails))
+    facts = {"mails": len(mails), "split": options.split, "split_seed": options.split_seed, "synthetic": manager.synthetic,
+        "fingerprint": manager.statistics()["fingerprint"], "parameters": model.num_parameters(), "seconds": run.seconds()}
+    settings = compare_settings(model, tokenizer, mails[:100])
+    write_deletion(run.work, found, settings, facts)
+    print(run.publish())
 
 # %% ../../nbs/evaluation/09_explanations.ipynb #31315f6d
 if __name__ == "__main__" and globals().get("__spec__") is not None: sys.exit(main())

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['synthetic_predictions', 'wilson_interval', 'calibration_bins', 'expected_calibration_error', 'check_frame',
-           'confusion', 'per_category', 'macro_f1', 'probability_scores', 'plain', 'ece_of', 'by_language', 'score']
+           'confusion', 'per_category', 'macro_f1', 'probability_scores', 'plain', 'ece_of', 'by_language', 'score',
+           'step_scores']
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #f1a65d52
+# %% ../../nbs/evaluation/00_metrics.ipynb #49844272
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
 from ..core.errors import ConfigError, DataError
 
@@ -180,3 +181,12 @@ def score(
         "weighted_f1": float(np.average(present["f1"], weights=present["support"])), **probability_scores(frame, categories),
         "ece": ece_of(frame), "mean_steps": plain(frame["steps"].mean()) if "steps" in frame else None,
         "per_category": details, "by_language": by_language(frame, categories), "worst_category": str(present["f1"].idxmin())}
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #39ac824f
+def step_scores(
+    logits: NDArray[np.floating], # [S, N, C] answers after each step
+    labels: NDArray[np.integer], # [N] true categories
+) -> list[dict[str, float]]: # For each number of steps: step, accuracy, macro_f1
+    """How good the answer is after each step, with nobody halting."""
+    return [{"step": k, "accuracy": float((z.argmax(-1) == labels).mean()),
+        "macro_f1": float(f1_score(labels, z.argmax(-1), average="macro", zero_division=0))} for k, z in enumerate(logits, start=1)]

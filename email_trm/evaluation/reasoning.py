@@ -6,12 +6,12 @@
 __all__ = ['EXTRAS', 'CountingTRM', 'VariantClassifier', 'UntiedTRM', 'UntiedClassifier', 'FlatTRM', 'FlatClassifier',
            'RandomDepthClassifier', 'NoisyTRM', 'NoisyClassifier', 'visible_slots', 'ProgressiveTRM',
            'ProgressiveClassifier', 'share_read', 'core_parameters', 'core_macs', 'Variant', 'study_variants',
-           'thinking', 'step_scores', 'halted_scores', 'measure_variant', 'study_fingerprint', 'fewer_mails',
-           'read_result', 'run_study', 'read_arrays', 'by_name', 'mean_at', 'chosen_step', 'difference', 'verdict',
-           'contrasts', 'sentence', 'verdict_text', 'gains_by_group', 'halting_gains', 'study_table', 'markdown_table',
-           'plot_depth', 'plot_differences', 'halting_page', 'write_reasoning']
+           'thinking', 'halted_scores', 'measure_variant', 'study_fingerprint', 'fewer_mails', 'read_result',
+           'run_study', 'read_arrays', 'by_name', 'mean_at', 'chosen_step', 'difference', 'verdict', 'contrasts',
+           'sentence', 'verdict_text', 'gains_by_group', 'halting_gains', 'study_table', 'markdown_table', 'plot_depth',
+           'plot_differences', 'halting_page', 'write_reasoning']
 
-# %% ../../nbs/evaluation/11_reasoning.ipynb #68858c72
+# %% ../../nbs/evaluation/11_reasoning.ipynb #51c34bf6
 import json
 import tempfile
 import time
@@ -27,7 +27,6 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,14 +35,15 @@ from ..core.errors import ConfigError, DataError, ModelError, suggest
 from ..core.runs import atomic_write, fingerprint, machine, utc_now, versions, write_json
 from ..data.tokens import Encoded
 from .halting import POLICIES, at_equal_steps, exit_scores, mail_facts, policy_curves
+from .metrics import step_scores
 from .peers import shown, spread
 from .plots import BLUE, GREEN, INK, MUTED, ORANGE, new_figure, save_png, tidy
-from ..training.teacher import Lesson
+from ..training.teacher import Lesson, lesson_fingerprint
 from ..training.trainer import MailDataset, Recipe, Taught, Trained, dataset_for, record_steps, train_categories
 from ..trm.calibration import halting_steps
 from ..trm.config import EmailTRMConfig
 from ..trm.layers import SlotLayer
-from ..trm.model import Carry, EmailTRM, EmailTRMForSequenceClassification, Thought
+from ..trm.model import Carry, EmailTRM, EmailTRMForSequenceClassification, Page, Thought
 
 # %% ../../nbs/evaluation/11_reasoning.ipynb #e513df3a
 class CountingTRM(EmailTRM):
@@ -122,7 +122,7 @@ class FlatClassifier(VariantClassifier):
 
     core = FlatTRM
 
-# %% ../../nbs/evaluation/11_reasoning.ipynb #26be6fc8
+# %% ../../nbs/evaluation/11_reasoning.ipynb #0d55a987
 class RandomDepthClassifier(EmailTRMForSequenceClassification):
     """In training, the number of steps is drawn anew for each batch."""
 
@@ -132,11 +132,12 @@ class RandomDepthClassifier(EmailTRMForSequenceClassification):
         max_steps: int | None = None, # N_sup
         threshold: float | None = None, # Halt at this probability
         evidence: Tensor | None = None, # [B, C] linear evidence
+        page: Page | None = None, # What a reader will read
     ) -> Iterator[Thought]:
         """As ever, but with 1 to N_sup steps."""
         last = max_steps or self.config.halt_max_steps
         if self.training: last = int(torch.randint(1, last + 1, ()))
-        return super().think(x, least, last, threshold, evidence)
+        return super().think(x, least, last, threshold, evidence, page)
 
 # %% ../../nbs/evaluation/11_reasoning.ipynb #3c78abcf
 class NoisyTRM(CountingTRM):
@@ -174,16 +175,16 @@ class ProgressiveTRM(CountingTRM):
         """One supervision step over the slots read so far."""
         return super().step(x * visible_slots(self.config.body_windows, x.shape[1], self.at + 1).to(x)[:, None], carry)
 
-# %% ../../nbs/evaluation/11_reasoning.ipynb #381730ee
+# %% ../../nbs/evaluation/11_reasoning.ipynb #79608eff
 class ProgressiveClassifier(VariantClassifier):
     """Progressive reading."""
 
     core = ProgressiveTRM
 
-    def read_out(self, y: Tensor, evidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read_out(self, y: Tensor, evidence: Tensor | None = None, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits and q logits; linear evidence has its share once the whole mail was read."""
         whole = self.trm.at > len(self.config.body_windows) if isinstance(self.trm, CountingTRM) else True
-        return super().read_out(y, evidence if whole else None)
+        return super().read_out(y, evidence if whole else None, read)
 
 # %% ../../nbs/evaluation/11_reasoning.ipynb #b2fc0e38
 def share_read(
@@ -268,15 +269,6 @@ def thinking(
     try: yield model
     finally: model.config.halt_max_steps = trained
 
-# %% ../../nbs/evaluation/11_reasoning.ipynb #def2bc63
-def step_scores(
-    logits: NDArray[np.floating], # [S, N, C] answers after each step
-    labels: NDArray[np.integer], # [N] true categories
-) -> list[dict[str, float]]: # For each number of steps: step, accuracy, macro_f1
-    """How good the answer is after each step, with nobody halting."""
-    return [{"step": k, "accuracy": float((z.argmax(-1) == labels).mean()),
-        "macro_f1": float(f1_score(labels, z.argmax(-1), average="macro", zero_division=0))} for k, z in enumerate(logits, start=1)]
-
 # %% ../../nbs/evaluation/11_reasoning.ipynb #13da96ed
 def halted_scores(
     trained: Trained, # A trained net
@@ -322,7 +314,7 @@ def measure_variant(
         "core_macs": core_macs(model, 1), "minutes": trained.seconds / 60,
         "epochs": sum("eval_macro_f1" in row for row in trained.history)}
 
-# %% ../../nbs/evaluation/11_reasoning.ipynb #28c6543d
+# %% ../../nbs/evaluation/11_reasoning.ipynb #9caaef25
 def study_fingerprint(
     data: Lesson, # The split
     taught: Taught | None, # Unlabelled mail with soft labels, or None
@@ -330,9 +322,7 @@ def study_fingerprint(
     inference: int, # Most steps at inference
 ) -> str: # 16 hexadecimal digits
     """A short name for exactly this mail, cut and recipe."""
-    mails = [f"{part}\t{m.id}\t{m.category}" for part in ("train", "validation", "test") for m in getattr(data, part)]
-    soft = [] if taught is None else [f"taught\t{m.id}" for m in taught.mails]
-    return fingerprint([*mails, *soft, json.dumps(asdict(how), sort_keys=True), f"steps\t{inference}"])
+    return fingerprint([lesson_fingerprint(data, taught), json.dumps(asdict(how), sort_keys=True), f"steps\t{inference}"])
 
 # %% ../../nbs/evaluation/11_reasoning.ipynb #0e6ff78b
 def fewer_mails(

@@ -6,7 +6,7 @@
 __all__ = ['SENDERS', 'LARGEST', 'check_vocabulary', 'default_recipe', 'train_default', 'quoted_results', 'model_card',
            'write_default', 'main']
 
-# %% ../../nbs/serving/02_default.ipynb #d3152f96
+# %% ../../nbs/serving/02_default.ipynb #59a58fc9
 import argparse
 import json
 import re
@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from ..core.errors import DataError, EmailTRMError
+from ..core.errors import DataError, exit_with_code
 from ..core.runs import atomic_write, machine, utc_now, versions, write_json
 from ..data.manager import EmailDatasetManager
 from ..data.quality import sender_groups
@@ -27,15 +27,15 @@ from ..data.schema import to_frame
 from ..data.tokens import SPECIAL, shared_words
 from ..mail.message import Email
 from ..mail.readers import read_emails
-from .classifier import save_model
+from ..trm.files import quiet, save_model
 from ..training.teacher import Lesson, lesson, load_taught
-from ..training.trainer import Recipe, Taught, Trained, quiet, recipe, train_categories
+from ..training.trainer import Recipe, Taught, Trained, recipe, train_categories
 
 # %% ../../nbs/serving/02_default.ipynb #e5142295
 SENDERS = 5 # Least number of senders that use a word the model knows
 LARGEST = 30.0 # Megabytes of the model folder at most
 
-# %% ../../nbs/serving/02_default.ipynb #2180ab9b
+# %% ../../nbs/serving/02_default.ipynb #295c184f
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerFast, # About to be shipped
     mails: Sequence[Email], # What it learned from
@@ -43,17 +43,19 @@ def check_vocabulary(
 ) -> int: # Entries looked at
     """Make sure that each entry is a piece of a word so many senders use. Raises `DataError` with the number of entries that are not."""
     known = "\n".join(sorted(shared_words(mails, sender_groups(to_frame(mails)), senders)))
+    known += "\n" + tokenizer.backend_tokenizer.normalizer.normalize_str(known) # Pieces of an encoder bear no accents
     entries = [e for e in tokenizer.get_vocab() if e not in SPECIAL]
     bad = sum(any(len(part) > 1 and part not in known for part in re.findall(r"[^\W_]+", e)) for e in entries)
     if bad: raise DataError(f"{bad} entries of the vocabulary are used by fewer than {senders} senders", "train with a larger shared_by")
     return len(entries)
 
-# %% ../../nbs/serving/02_default.ipynb #de9e4c02
+# %% ../../nbs/serving/02_default.ipynb #09ac3c3e
 def default_recipe(
     mails: int, # Verified and unlabelled training mails
+    warm_start: str | None = None, # Who lends a reader; see `training.trainer.recipe`
 ) -> Recipe:
     """The fixed recipe of the model in the box: `quick`, and five senders for every word."""
-    return replace(recipe("quick", mails), shared_by=SENDERS, evidence_shared_by=SENDERS)
+    return replace(recipe("quick", mails, warm_start=warm_start), shared_by=SENDERS, evidence_shared_by=SENDERS)
 
 # %% ../../nbs/serving/02_default.ipynb #167e4ba6
 def train_default(
@@ -69,7 +71,7 @@ def train_default(
     check_vocabulary(trained.tokenizer, [*train, *taught.mails], how.shared_by)
     return trained
 
-# %% ../../nbs/serving/02_default.ipynb #ab17d6d2
+# %% ../../nbs/serving/02_default.ipynb #bc73b12d
 _CARD = """---
 license: apache-2.0
 language: [en, tr]
@@ -88,7 +90,7 @@ Sorts a mail into {categories}.
 
 {verified:,} mails labelled by careful readers ({languages}) and {unlabelled:,} unlabelled ones with a teacher's
 probabilities. {validation:,} more chose the epoch and calibrated it. Sources: {sources}. Seed {seed}, {date}.
-
+{reader}
 The vocabulary ({entries:,} entries) holds only pieces of words that at least {senders} senders use; the linear evidence holds
 hashes of such words. A hash can be guessed by who knows the word. No mail is stored in the model.
 
@@ -102,9 +104,14 @@ words that two senders share) has, on mail of unseen senders:
 ## Where it fails
 
 English prose of Enron's years is most of what it read: modern newsletters, other trades and other countries are rarer.
-Turkish is {turkish:.0%} of the labelled mail. It reads the first {tokens} tokens of a body; no attachment, image or link.
+Turkish is {turkish:.0%} of the labelled mail. It reads the first {tokens} tokens of a body{closely}; no attachment, image or link.
 
 Made by `python -m email_trm.serving.default` (`make train-default`).
+"""
+
+# %% ../../nbs/serving/02_default.ipynb #97fab2c9
+_READER = """
+Its reader began as the word pieces and {layers} layers of all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0), an English encoder.
 """
 
 # %% ../../nbs/serving/02_default.ipynb #05f8ec1b
@@ -121,7 +128,7 @@ def quoted_results(
     head = f"{note}{where} (`reports/students`; mean over {len(found['students']['taught'])} trainings)"
     return "\n".join([head, "", "| measure | value |", "|---|---|", *rows])
 
-# %% ../../nbs/serving/02_default.ipynb #f6e6a5f2
+# %% ../../nbs/serving/02_default.ipynb #4abbe986
 def model_card(
     trained: Trained, # The model
     data: Lesson, # What it was trained on
@@ -131,12 +138,13 @@ def model_card(
     """The card of the model in the box."""
     verified = [*data.train, *data.test]
     languages = to_frame(verified)["language"].value_counts()
-    sources = to_frame(verified)["source"].value_counts()
+    sources, c = to_frame(verified)["source"].value_counts(), trained.model.config
     return _CARD.format(categories=", ".join(data.categories), parameters=trained.model.num_parameters(), size=facts["size"],
         verified=len(verified), unlabelled=len(taught.mails), validation=len(data.validation), seed=facts["seed"], date=utc_now()[:10],
         languages=", ".join(f"{k} {v:,}" for k, v in languages.items()), sources=", ".join(f"{k} {v:,}" for k, v in sources.items()),
         entries=len(trained.tokenizer), senders=SENDERS, turkish=languages.get("tr", 0) / len(verified),
-        tokens=trained.model.config.body_tokens, results=quoted_results(Path(facts["evidence"])))
+        reader=_READER.format(layers=c.reader_layers) if c.reader_layers else "", closely=f", closely only {c.reader_tokens} of the mail" *
+            bool(c.reader_layers), tokens=c.body_tokens, results=quoted_results(Path(facts["evidence"])))
 
 # %% ../../nbs/serving/02_default.ipynb #80083a0f
 def write_default(
@@ -164,10 +172,11 @@ def write_default(
     new.replace(target)
     return record
 
-# %% ../../nbs/serving/02_default.ipynb #27c899ad
+# %% ../../nbs/serving/02_default.ipynb #428d1328
+@exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
-) -> int: # Exit code
+) -> None:
     """Train the model in the box. A killed run goes on when started again with the same `--work`."""
     parser = argparse.ArgumentParser(prog="python -m email_trm.serving.default", description="Train the model that comes with the package.")
     parser.add_argument("--source", required=True, help="verified mail")
@@ -175,23 +184,19 @@ def main(
     parser.add_argument("--teacher", required=True, help="folder that python -m email_trm.training.teacher wrote")
     parser.add_argument("--split", default="group", help="the teacher's split")
     parser.add_argument("--seed", type=int, default=0, help="seed of the teacher's split, and of this training")
+    parser.add_argument("--warm-start", default=None, help="encoder that lends the model its first layers: minilm, or a model folder")
     parser.add_argument("--work", required=True, help="folder for checkpoints")
     parser.add_argument("--output", default="email_trm/models/default", help="model folder")
     parser.add_argument("--evidence", default="reports/students/metrics.json", help="scores the card quotes")
     options = parser.parse_args(argv)
-    try:
-        quiet()
-        more = (m for source in options.unlabelled for m in read_emails(source))
-        data = lesson(EmailDatasetManager(options.source).load(), more, options.split, options.seed)
-        taught = load_taught(data, options.teacher)
-        how = default_recipe(len(data.train) + len(data.test) + len(taught.mails))
-        trained = train_default(data, taught, how, Path(options.work), options.seed)
-        record = write_default(trained, data, taught, Path(options.output), options.seed, Path(options.evidence))
-        print(f"{options.output}: {record['size_mb']:.1f} MB, trained in {record['minutes']:.1f} minutes")
-    except EmailTRMError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    quiet()
+    more = (m for source in options.unlabelled for m in read_emails(source))
+    data = lesson(EmailDatasetManager(options.source).load(), more, options.split, options.seed)
+    taught = load_taught(data, options.teacher)
+    how = default_recipe(len(data.train) + len(data.test) + len(taught.mails), options.warm_start)
+    trained = train_default(data, taught, how, Path(options.work), options.seed)
+    record = write_default(trained, data, taught, Path(options.output), options.seed, Path(options.evidence))
+    print(f"{options.output}: {record['size_mb']:.1f} MB, trained in {record['minutes']:.1f} minutes")
 
 # %% ../../nbs/serving/02_default.ipynb #9dbf4fed
 if __name__ == "__main__" and globals().get("__spec__") is not None: sys.exit(main())

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from ..core.errors import ConfigError
 
-# %% ../../nbs/trm/00_config.ipynb #0272b436
+# %% ../../nbs/trm/00_config.ipynb #d28b9275
 class EmailTRMConfig(PreTrainedConfig):
     """Shape and behaviour of an EmailTRM. Saved as `config.json` beside the weights."""
 
@@ -25,10 +25,14 @@ class EmailTRMConfig(PreTrainedConfig):
     num_attention_heads: int = 4 # Heads; must divide D
     num_hidden_layers: int = 2 # Layers of the one recursive network
     expansion: int = 2 # Width of the SwiGLU, in multiples of D
+    token_size: int = 0 # Width of the token table, if a linear map is to bring it to D; 0 for D itself
     pair_buckets: int = 65536 # Rows of the hashed table of token pairs; 0 leaves pairs out
     pair_size: int = 32 # Width of that table; a linear map brings it to D
     body_windows: tuple[int, ...] = (64, 160) # Body tokens after which the next body slot begins
     evidence_features: int = 0 # Words and pairs of the linear evidence; 0 for a model without it
+    reader_layers: int = 0 # Transformer layers that read the mail's beginning before step 2; 0 for a model without a reader
+    reader_heads: int = 12 # Attention heads of the reader; must divide its width, which is that of the token table
+    reader_tokens: int = 96 # Tokens it reads, sender and subject included
     subject_prior: float = 2.0 # Initial weight of subject tokens against others in the global slot
     sender_tokens: int = 24 # Token budget of the sender
     subject_tokens: int = 40 # Token budget of the subject
@@ -44,15 +48,21 @@ class EmailTRMConfig(PreTrainedConfig):
     sender_dropout: float = 0.15 # Chance that a training mail hides its whole sender
     subject_dropout: float = 0.1 # Chance that a training mail hides its whole subject
     label_smoothing: float = 0.03 # Share of probability spread over the other categories
+    ask_threshold: float = 0.0 # Below this confidence, better ask; fitted on validation so that 95 % of the other answers are right
     temperature: float = 1.0 # Divides the logits for calibrated probabilities; fitted on validation
     initializer_range: float = 0.05 # Standard deviation of initial token vectors
+
+    @property
+    def token_width(self) -> int:
+        """Width W of the token table."""
+        return self.token_size or self.hidden_size
 
     @property
     def num_slots(self) -> int:
         """Number of slots K."""
         return 6 + len(self.body_windows) + 1
 
-# %% ../../nbs/trm/00_config.ipynb #4ce36965
+# %% ../../nbs/trm/00_config.ipynb #f2415b5f
 def check_config(
     config: EmailTRMConfig, # Any configuration
 ) -> EmailTRMConfig: # The same, if it makes sense
@@ -63,6 +73,9 @@ def check_config(
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}",
             "choose for example 128 and 4")
+    if config.reader_layers and config.token_width % config.reader_heads:
+        raise ConfigError(f"the reader's width {config.token_width} is not a multiple of reader_heads {config.reader_heads}",
+            "choose for example 384 and 12")
     shares = ("halt_exploration_prob", "halt_threshold", "label_smoothing", "dropout", "token_dropout", "sender_dropout", "subject_dropout")
     for name in shares:
         if not 0 <= getattr(config, name) <= 1: raise ConfigError(f"{name} is {getattr(config, name)}", "give a probability from 0 to 1")

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'ZONES', 'MARKERS', 'BASELINES', 'OUTPUTS', 'FOR', 'AGAINST', 'Place', 'find_words', 'Reading', 'owners',
-           'read', 'Counted', 'count_terms', 'keys_of', 'deal_out', 'answers', 'parts_of_vectors',
-           'integrated_gradients', 'starting_point', 'output_of', 'Shares', 'share_out', 'read_shares', 'Word',
-           'ZoneShare', 'EvidenceWord', 'Belief', 'Explanation', 'zone_shares', 'Account', 'account_of',
-           'slot_attention', 'beliefs_of', 'explain_mail', 'explanation_text', 'short', 'word_html', 'words_html',
-           'bar_html', 'table_html', 'tables_of', 'explanation_html']
+           'read', 'Counted', 'count_terms', 'keys_of', 'deal_out', 'answers', 'integrated_gradients', 'starting_point',
+           'output_of', 'Shares', 'share_out', 'read_shares', 'Word', 'ZoneShare', 'EvidenceWord', 'Belief',
+           'Explanation', 'zone_shares', 'Account', 'account_of', 'slot_attention', 'beliefs_of', 'explain_mail',
+           'explanation_text', 'short', 'word_html', 'words_html', 'bar_html', 'table_html', 'tables_of',
+           'explanation_html']
 
-# %% ../../nbs/trm/06_explain.ipynb #fba1ca3f
+# %% ../../nbs/trm/06_explain.ipynb #f14c3de8
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import HashingVectorizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ..core.errors import ConfigError, ModelError, suggest
@@ -32,7 +32,7 @@ from ..data.tokens import SEGMENTS, SPECIAL, Budget, encode, segment_texts, sign
 from ..mail.message import Email
 from ..mail.zones import KINDS, split_zones
 from .evidence import LinearEvidence, count_ngrams, evidence_text, tfidf
-from .model import EmailTRMForSequenceClassification
+from .model import EmailTRMForSequenceClassification, Page
 
 # %% ../../nbs/trm/06_explain.ipynb #48713f11
 ELSEWHERE = "elsewhere" # Words that the evidence counts and the tokens do not show: paths of links
@@ -165,36 +165,24 @@ def deal_out(
     dealt = np.array([sum((worth[k] / times[k] for k in found if k in worth), none) for found in keys]).reshape(len(words), len(none))
     return dealt, sum((share for k, share in worth.items() if not times[k]), none)
 
-# %% ../../nbs/trm/06_explain.ipynb #c0cf70ca
+# %% ../../nbs/trm/06_explain.ipynb #b0576cbf
 def answers(
     model: EmailTRMForSequenceClassification, # In evaluation mode
-    vectors: Tensor, # [B, T, D] token vectors
+    rows: Tensor, # [B, T, W] rows of the token table
+    pairs: Tensor, # [B, T, D] vectors of the pairs
     segment_ids: Tensor, # [B, T] segments
     margins: Tensor | None, # [B, C] margins of the linear evidence, for a model that reads it
     steps: int, # Supervision steps
 ) -> list[tuple[Tensor, Tensor]]: # Logits [B, C] and q logits [B] after each step
     """What the model answers after each step, nobody halting, as a differentiable function of what it read and counted."""
-    x, said = model.trm.pooling(vectors, segment_ids), None
-    if model.evidence_slot is not None and margins is not None:
-        said = margins.log_softmax(-1)
-        x = torch.cat([x, model.evidence_slot(said).unsqueeze(1)], 1)
-    carry, found = model.trm.start(x), []
-    for _ in range(steps):
+    said = None if margins is None else margins.log_softmax(-1)
+    x = model.gather(model.trm.pooling(model.trm.embedding.join(rows, pairs, segment_ids), segment_ids), said)
+    carry, found, closely = model.trm.start(x), [], None
+    for step in range(1, steps + 1):
+        if step == 2: x, closely = model.read(x, Page(rows, segment_ids))
         for _ in range(model.config.H_cycles): carry = model.trm.round(x, carry)
-        found.append(model.read_out(carry.y, said))
+        found.append(model.read_out(carry.y, said, closely))
     return found
-
-# %% ../../nbs/trm/06_explain.ipynb #7a8436e8
-def parts_of_vectors(
-    embedding: nn.Module, # `model.trm.embedding`
-    input_ids: Tensor, # [B, T] token ids
-    segment_ids: Tensor, # [B, T] segments
-) -> tuple[Tensor, Tensor]: # [B, T, D] vectors of the tokens alone, and of the pairs; their sum is what the model reads
-    """Token vectors without and with their pairs, from the embedding's forward pass alone."""
-    even = torch.arange(input_ids.shape[1]) % 2 == 0
-    halves = [embedding(input_ids.where(keep, torch.ones_like(input_ids)), segment_ids) for keep in (even, ~even)]
-    alone = halves[0].where(even[:, None], halves[1])
-    return alone, embedding(input_ids, segment_ids) - alone
 
 # %% ../../nbs/trm/06_explain.ipynb #7432beef
 def integrated_gradients() -> Any:
@@ -207,17 +195,17 @@ def integrated_gradients() -> Any:
 # %% ../../nbs/trm/06_explain.ipynb #d6a0b337
 BASELINES = ("unknown", "zero") # What a mail is compared with
 
-# %% ../../nbs/trm/06_explain.ipynb #15d339ed
+# %% ../../nbs/trm/06_explain.ipynb #feb2350c
 def starting_point(
     baseline: str, # One of `BASELINES`
     model: EmailTRMForSequenceClassification, # In evaluation mode
     seen: Reading, # The mail
-) -> Tensor: # [1, T, D]
-    """Token vectors of the mail that says nothing. Raises `ConfigError` for an unknown name."""
+) -> Tensor: # [1, T, W]
+    """Rows of the token table for the mail that says nothing. Raises `ConfigError` for an unknown name."""
     if baseline not in BASELINES: raise ConfigError(f"there is no baseline {baseline!r}", suggest(baseline, BASELINES))
     empty = seen.input_ids.masked_fill(seen.input_ids > MARKERS, 1)
-    vectors = parts_of_vectors(model.trm.embedding, empty, seen.segment_ids)[0]
-    return vectors if baseline == "unknown" else torch.zeros_like(vectors)
+    rows: Tensor = model.trm.embedding.token(empty)
+    return rows if baseline == "unknown" else torch.zeros_like(rows)
 
 # %% ../../nbs/trm/06_explain.ipynb #76156844
 OUTPUTS = ("log_odds", "logit") # What can be dealt out
@@ -246,7 +234,7 @@ class Shares(NamedTuple):
     start: float # The same, for the mail that says nothing
     gap: float # Sum of all shares, minus the difference: 0 if the integral were exact
 
-# %% ../../nbs/trm/06_explain.ipynb #4ec800c2
+# %% ../../nbs/trm/06_explain.ipynb #de33121f
 def share_out(
     model: EmailTRMForSequenceClassification, # In evaluation mode
     seen: Reading, # The mail
@@ -259,15 +247,15 @@ def share_out(
 ) -> Shares:
     """Integrated gradients of a category's log-odds or logit at a step, by token vectors and by the margins of the evidence."""
     with torch.no_grad():
-        inputs = [*parts_of_vectors(model.trm.embedding, seen.input_ids, seen.segment_ids)]
+        inputs = [model.trm.embedding.token(seen.input_ids), model.trm.embedding.pairs(seen.input_ids, seen.segment_ids)]
         starts = [starting_point(baseline, model, seen), torch.zeros_like(inputs[1])]
         if counted is not None:
             starts.append(torch.tensor(counted.start[None], dtype=torch.float32))
             inputs.append(torch.tensor((counted.start + counted.shares.sum(0))[None], dtype=torch.float32))
 
-    def said(alone: Tensor, pairs: Tensor, margins: Tensor | None = None) -> Tensor:
-        segments = seen.segment_ids.expand(len(alone), -1)
-        return output_of(answers(model, alone + pairs, segments, margins, steps)[-1][0], target, output)
+    def said(rows: Tensor, pairs: Tensor, margins: Tensor | None = None) -> Tensor:
+        segments = seen.segment_ids.expand(len(rows), -1)
+        return output_of(answers(model, rows, pairs, segments, margins, steps)[-1][0], target, output)
 
     mean = integrated_gradients()(said, multiply_by_inputs=False).attribute(tuple(inputs), tuple(starts), n_steps=points)
     with torch.no_grad(): value, start = float(said(*inputs)), float(said(*starts))
@@ -423,7 +411,7 @@ def slot_attention(
     np.add.at(found, seen.owner, weights)
     return {name: found[:-1, i].tolist() for i, name in enumerate(names)}
 
-# %% ../../nbs/trm/06_explain.ipynb #649cad15
+# %% ../../nbs/trm/06_explain.ipynb #71a36d42
 def beliefs_of(
     model: EmailTRMForSequenceClassification, # In evaluation mode
     seen: Reading, # The mail
@@ -433,9 +421,9 @@ def beliefs_of(
     """What the model believes after each step, and where it stops."""
     c = model.config
     margins = None if counted is None else torch.tensor((counted.start + counted.shares.sum(0))[None], dtype=torch.float32)
-    vectors = model.trm.embedding(seen.input_ids, seen.segment_ids)
+    rows, pairs = model.trm.embedding.token(seen.input_ids), model.trm.embedding.pairs(seen.input_ids, seen.segment_ids)
     found = []
-    for step, (logits, q) in enumerate(answers(model, vectors, seen.segment_ids, margins, c.halt_max_steps), start=1):
+    for step, (logits, q) in enumerate(answers(model, rows, pairs, seen.segment_ids, margins, c.halt_max_steps), start=1):
         p = (logits[0].double() / c.temperature).softmax(-1).tolist()
         found.append(Belief(step, dict(zip(categories, p, strict=True)), float(q.sigmoid())))
     return found, next((b.step for b in found if b.q >= c.halt_threshold), len(found))
