@@ -121,9 +121,9 @@ hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
 	@git config --local merge.ours.driver true
 	@echo "Hooks are set in this clone's git configuration."
 
-evidence: $(TEACHER) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
+evidence: $(CORE) $(if $(WARM),$(TEACHER)) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
 	@test -n "$$SOURCE" || { echo "evidence needs real mail.  What to do: make evidence SOURCE=../shared/data/emails.jsonl.gz"; exit 2; }
-	@$(BIN)/email-trm run --source "$$SOURCE" --profile "$${PROFILE:-quick}" --seed "$${SEED:-0}" --warm-start minilm --output reports/categories --overwrite
+	@$(BIN)/email-trm run --source "$$SOURCE" --profile "$${PROFILE:-quick}" --seed "$${SEED:-0}" $${WARM:+--warm-start "$$WARM"} --output reports/categories --overwrite
 
 evidence-data: $(DEV) ## Make reports/data again from real mail (3 minutes)
 	@$(BIN)/email-trm data report "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/data --overwrite

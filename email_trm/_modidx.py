@@ -792,6 +792,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'email_trm/evaluation/students.py'),
                                                'email_trm.evaluation.students.students_markdown': ( 'evaluation/students.html#students_markdown',
                                                                                                     'email_trm/evaluation/students.py'),
+                                               'email_trm.evaluation.students.teacher_frame': ( 'evaluation/students.html#teacher_frame',
+                                                                                                'email_trm/evaluation/students.py'),
                                                'email_trm.evaluation.students.without_fields': ( 'evaluation/students.html#without_fields',
                                                                                                  'email_trm/evaluation/students.py'),
                                                'email_trm.evaluation.students.without_sentence': ( 'evaluation/students.html#without_sentence',

@@ -13,8 +13,9 @@ import pytest
 
 from email_trm.mail.message import email_to_dict
 from email_trm.mail.sample import sample_mailbox
-from email_trm.training.teacher import random_encoder, teacher_text
+from email_trm.training.teacher import teacher_text
 from email_trm.training.trainer import is_json
+from email_trm.trm.warm import random_encoder
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['student_frame', 'scores_by_step', 'cluster_bootstrap', 'without_fields', 'finished_student', 'measure_student',
-           'compare_students', 'add_to_benchmark', 'students_markdown', 'plot_steps_of_students', 'without_sentence',
-           'write_students', 'main']
+           'compare_students', 'teacher_frame', 'add_to_benchmark', 'students_markdown', 'plot_steps_of_students',
+           'without_sentence', 'write_students', 'main']
 
-# %% ../../nbs/evaluation/08_students.ipynb #b2f6be01
+# %% ../../nbs/evaluation/08_students.ipynb #90af48d0
 import argparse
 import json
 import sys
@@ -30,7 +30,7 @@ from ..data.manager import EmailDatasetManager
 from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from .metrics import score, step_scores
-from .peers import benchmark_row, measure_speed, parts_fingerprint, spread, write_row
+from .peers import TEACHER, benchmark_row, measure_speed, parts_fingerprint, spread, write_row
 from .plots import BLUE, MUTED, new_figure, save_png, tidy
 from ..mail.message import Email
 from ..mail.readers import read_emails
@@ -168,15 +168,33 @@ def compare_students(
     won = [t["scores"]["macro_f1"] - a["scores"]["macro_f1"] for t, a in zip(results["taught"], results["alone"], strict=True)]
     return {"variants": summary, "students": results, "taught_minus_alone_first_seed": gap, "taught_minus_alone": spread(won)}
 
-# %% ../../nbs/evaluation/08_students.ipynb #d5f8b743
+# %% ../../nbs/evaluation/08_students.ipynb #0a7513b0
+def teacher_frame(
+    opinions: pd.DataFrame, # From `training.teacher.opinion_frame`
+    name: str = "blend", # Which teacher
+) -> pd.DataFrame: # id, language, category, predicted, confidence, p_<category>
+    """What a teacher says of the test part, as a table of predictions."""
+    rows, head = opinions[opinions["part"] == "test"].reset_index(drop=True), f"p_{name}_"
+    p = rows[[c for c in rows if str(c).startswith(head)]].rename(columns=lambda c: f"p_{c.removeprefix(head)}")
+    best = p.idxmax(axis=1).str.removeprefix("p_")
+    return pd.concat([rows[["id", "language", "category"]].assign(predicted=best, confidence=p.max(axis=1)), p], axis=1)
+
+# %% ../../nbs/evaluation/08_students.ipynb #4f510d3a
 def add_to_benchmark(
     work: Path, # Where students are kept
     benchmark: Path, # Folder of the benchmark
     seed: int, # Seed of the split and of the student
     data: str, # Name of the cut, from `parts_fingerprint`
+    teacher: Path | None = None, # The teacher's folder, for a row of its own
 ) -> list[Path]: # The rows written
-    """Write the rows of the students of one seed."""
+    """Write the rows of the students of one seed, and of their teacher."""
     written = []
+    if teacher is not None:
+        seconds = json.loads((teacher / "teacher.json").read_text(encoding="utf-8"))["seconds"]
+        minutes = sum(v for k, v in seconds.items() if k != "all") / 60
+        frame = teacher_frame(pd.read_parquet(teacher / "opinions.parquet"))
+        row = benchmark_row(TEACHER, frame, {"train_minutes": minutes}, seed, data, "Teacher (three models)")
+        written.append(write_row(benchmark, row))
     for variant, name, label in (("taught", "emailtrm", "EmailTRM, taught"), ("alone", "emailtrm_alone", "EmailTRM")):
         result = json.loads((work / f"{variant}-{seed}/result.json").read_text(encoding="utf-8"))
         frame = pd.read_parquet(work / f"{variant}-{seed}/frame.parquet")
@@ -261,7 +279,7 @@ def write_students(
     with atomic_write(target / "README.md") as out: out.write(page)
     return target
 
-# %% ../../nbs/evaluation/08_students.ipynb #562b2e7f
+# %% ../../nbs/evaluation/08_students.ipynb #c84f75c8
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
@@ -287,7 +305,7 @@ def main(
     found = compare_students(data, taught, options.profile, options.seeds, Path(options.work), options.warm_start)
     if options.benchmark:
         cut = manager.split(options.split, options.split_seed).parts
-        add_to_benchmark(Path(options.work), Path(options.benchmark), options.split_seed, parts_fingerprint(cut))
+        add_to_benchmark(Path(options.work), Path(options.benchmark), options.split_seed, parts_fingerprint(cut), Path(options.teacher))
     teacher = json.loads((Path(options.teacher) / "teacher.json").read_text(encoding="utf-8"))
     Path(options.output).mkdir(parents=True, exist_ok=True)
     facts = {"split": options.split, "split_seed": options.split_seed, "fingerprint": manager.statistics()["fingerprint"],

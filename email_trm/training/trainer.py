@@ -170,7 +170,7 @@ def is_json(
     except (OSError, ValueError): return False
     return True
 
-# %% ../../nbs/training/00_trainer.ipynb #d1694c89
+# %% ../../nbs/training/00_trainer.ipynb #3dd347b5
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters of one training."""
@@ -188,6 +188,7 @@ class Recipe:
     shared_by: int = 5 # The vocabulary holds only words that so many senders use, if there are enough of those
     evidence: bool = True # Give the model linear evidence as well (`trm.evidence`)
     evidence_shared_by: int = 2 # It counts only words that so many senders use
+    halting: bool = True # Let mails halt before the last step where that is surely harmless
     warm_start: str | None = None # Who lends the reader: a key of `trm.warm.ENCODERS` or a folder; None for a model without
     reader_rate: float = 0.3 # Rate of what it lends, in multiples of `learning_rate`
     model: dict[str, Any] = field(default_factory=dict) # Changes to `EmailTRMConfig`
@@ -416,7 +417,7 @@ def learn_vocabulary(
     if recipe.warm_start: return pruned_tokenizer(encoder_folder(recipe.warm_start), texts, recipe.vocab_size)
     return train_tokenizer(texts, recipe.vocab_size)
 
-# %% ../../nbs/training/00_trainer.ipynb #c016d960
+# %% ../../nbs/training/00_trainer.ipynb #b73adad9
 def train_categories(
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for early stopping
@@ -445,7 +446,7 @@ def train_categories(
         data_collator=collate, compute_metrics=validation_scores, ema=recipe.ema, embedding_rate=recipe.embedding_rate,
         reader_rate=recipe.reader_rate, callbacks=[Progress(label), EarlyStoppingCallback(recipe.patience)])
     trainer.train(resume_from_checkpoint=newest_checkpoint(Path(folder)))
-    table = calibrate(model.eval(), checked)
+    table = calibrate(model.eval(), checked, recipe.halting)
     return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table)
 
 # %% ../../nbs/training/00_trainer.ipynb #c81af1c1
@@ -469,10 +470,11 @@ def record_steps(
             logits[s, rows], q[s, rows] = thought.logits.numpy(), thought.q_logits.sigmoid().numpy()
     return logits, q, np.array([r["labels"] for r in data.rows])
 
-# %% ../../nbs/training/00_trainer.ipynb #5c78f0ad
+# %% ../../nbs/training/00_trainer.ipynb #ab499a4b
 def calibrate(
     model: EmailTRMForSequenceClassification, # Trained model; its configuration is changed
     validation: MailDataset, # Labelled mails that trained no weights
+    halting: bool = True, # Fit the halting threshold; without, every mail takes every step
 ) -> list[dict[str, float]]: # What each halting threshold costs and gives; see `threshold_table`
     """Fit the trust in evidence, with and without the reader, the halting threshold, then temperature and the asking threshold
     of the answers it leads to."""
@@ -483,7 +485,7 @@ def calibrate(
         for i, said in enumerate((logits[0], logits[-1])[:len(trust)]): trust[i] += fit_trust(said, evidence, labels)
         logits, q, labels = record_steps(model, validation)
     table = threshold_table(logits, q, labels)
-    model.config.halt_threshold = min(fit_threshold(table), 1.0)
+    model.config.halt_threshold = min(fit_threshold(table), 1.0) if halting else 1.0
     at = halting_steps(q, model.config.halt_threshold)
     answers = logits[at, np.arange(len(labels))]
     model.config.temperature = fit_temperature(answers, labels)

@@ -72,7 +72,7 @@ class EmailTRMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MailEmbedding): init.zeros_(module.token.weight[len(SPECIAL) - len(SIGNALS):len(SPECIAL)])
         if isinstance(module, nn.Embedding) and module.padding_idx is not None: init.zeros_(module.weight[module.padding_idx])
 
-# %% ../../nbs/trm/05_model.ipynb #055e774c
+# %% ../../nbs/trm/05_model.ipynb #da69ca36
 class EmailTRM(EmailTRMPreTrainedModel):
     """The recursive model without a head: tokens to slots, and supervision steps over slots."""
 
@@ -114,7 +114,8 @@ class EmailTRM(EmailTRMPreTrainedModel):
         return self.round(x, carry)
 
     def forward(self, input_ids: Tensor, segment_ids: Tensor, steps: int = 1) -> Tensor:
-        """The answer y [B, K, D] after a fixed number of supervision steps."""
+        """The answer y [B, K, D] after a fixed number of supervision steps. In training, tokens are hidden at random."""
+        if self.training: input_ids = self.embedding.hide(input_ids, segment_ids)
         x = self.encode(input_ids, segment_ids)
         carry = self.start(x)
         for _ in range(steps): carry = self.step(x, carry)
