@@ -42,7 +42,7 @@ def show_results(
         table.add_row(row["model"], row["split"], str(row["n"]), *numbers)
     Console(highlight=False).print(table)
 
-# %% ../../nbs/cli/02_cli.ipynb #c18adb3f
+# %% ../../nbs/cli/02_cli.ipynb #8335232a
 @app.command(epilog=examples("email-trm run", "email-trm run --source mail.jsonl.gz --profile full",
     "email-trm run --source data/ --field body=text --split random"))
 def run(
@@ -50,7 +50,7 @@ def run(
     split: Annotated[str, typer.Option(help="random, group (unseen senders), both, time, mailbox or recent.")] = "both",
     profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     size: Annotated[str, typer.Option(help="S, M or L: how large the model is.")] = "M",
-    warm_start: Annotated[str, typer.Option(help="Encoder that lends the model its first layers: minilm, or a model folder.")] = "",
+    warm_start: Annotated[str, typer.Option(help="Encoder that lends the model some layers: minilm, or a model folder.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cut, the weights and the shuffling.")] = 0,
     output: Annotated[str, typer.Option(help="Run folder. Default: reports/<time>-<source>.")] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace a finished run in --output.")] = False,

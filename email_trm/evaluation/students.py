@@ -279,7 +279,7 @@ def write_students(
     with atomic_write(target / "README.md") as out: out.write(page)
     return target
 
-# %% ../../nbs/evaluation/08_students.ipynb #c84f75c8
+# %% ../../nbs/evaluation/08_students.ipynb #ca660a82
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
@@ -295,7 +295,7 @@ def main(
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the split; the teacher's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     parser.add_argument("--profile", default="quick", help="quick or full")
-    parser.add_argument("--warm-start", default=None, help="encoder that lends the students their first layers: minilm, or a model folder")
+    parser.add_argument("--warm-start", default=None, help="encoder that lends the students some layers: minilm, or a model folder")
     parser.add_argument("--benchmark", default="", help="folder of a benchmark that shall get EmailTRM's rows")
     options = parser.parse_args(argv)
     quiet()

@@ -176,7 +176,7 @@ def write_default(
     new.replace(target)
     return record
 
-# %% ../../nbs/serving/02_default.ipynb #428d1328
+# %% ../../nbs/serving/02_default.ipynb #a9d578f6
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
@@ -188,7 +188,7 @@ def main(
     parser.add_argument("--teacher", required=True, help="folder that python -m email_trm.training.teacher wrote")
     parser.add_argument("--split", default="group", help="the teacher's split")
     parser.add_argument("--seed", type=int, default=0, help="seed of the teacher's split, and of this training")
-    parser.add_argument("--warm-start", default=None, help="encoder that lends the model its first layers: minilm, or a model folder")
+    parser.add_argument("--warm-start", default=None, help="encoder that lends the model some layers: minilm, or a model folder")
     parser.add_argument("--work", required=True, help="folder for checkpoints")
     parser.add_argument("--output", default="email_trm/models/default", help="model folder")
     parser.add_argument("--evidence", default="reports/students/metrics.json", help="scores the card quotes")
