@@ -49,14 +49,14 @@ def check_vocabulary(
     if bad: raise DataError(f"{bad} entries of the vocabulary are used by fewer than {senders} senders", "train with a larger shared_by")
     return len(entries)
 
-# %% ../../nbs/serving/02_default.ipynb #e4ea3fe4
+# %% ../../nbs/serving/02_default.ipynb #bdb09781
 def default_recipe(
     mails: int, # Verified and unlabelled training mails
     warm_start: str | None = None, # Who lends a reader; see `training.trainer.recipe`
 ) -> Recipe:
     """The fixed recipe of the model in the box: `quick`, five senders for every word, and no halting.
 
-    Strangers' mail is not like validation mail: there, q was seen to be sure of answers that had a fifth of the probability.
+    A halting threshold is fitted on validation mail, and strangers' mail is not like it.
     """
     return replace(recipe("quick", mails, warm_start=warm_start), shared_by=SENDERS, evidence_shared_by=SENDERS, halting=False)
 

@@ -152,9 +152,9 @@ class SlotLayer(nn.Module):
         x = self.norm_attention(x + self.output(seen))
         return self.norm_mlp(x + self.mlp(x))
 
-# %% ../../nbs/trm/01_layers.ipynb #e9494824
+# %% ../../nbs/trm/01_layers.ipynb #d1cc6ef4
 def half_precision() -> bool: # Whether this processor multiplies bf16 matrices in hardware
-    """bf16 halves the reader's training time where the processor knows it, and multiplies it where it does not."""
+    """Where it does not, bf16 is emulated, and the reader trains in 32 bits."""
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 

@@ -219,7 +219,7 @@ class EmailTRMWithHeads(EmailTRMPreTrainedModel):
         if read is not None: logits = logits + read
         return logits, self.q_head(pooled).squeeze(-1)
 
-# %% ../../nbs/trm/05_model.ipynb #1a4887de
+# %% ../../nbs/trm/05_model.ipynb #6e61b502
 class EmailTRMForSequenceClassification(EmailTRMWithHeads):
     """The whole classifier: supervision steps, halting, loss. `config.id2label` names the logits."""
 
@@ -260,7 +260,7 @@ class EmailTRMForSequenceClassification(EmailTRMWithHeads):
     ) -> EmailTRMOutput:
         """Answer a batch. In training, mails explore; with labels, the loss is the mean over all (mail, step) pairs.
 
-        A reader must also be right by itself: two halves that each know something err less together than one that fills the other's gaps.
+        A reader has a loss of its own beside: it must also be right by itself.
         """
         if self.training: input_ids = self.trm.embedding.hide(input_ids, segment_ids)
         x, page = self.slots(input_ids, segment_ids, evidence), self.page(input_ids, segment_ids)
