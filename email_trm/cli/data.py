@@ -78,16 +78,16 @@ def _mails(
         if isinstance(outcome, RecordError): skipped[outcome.cause] += 1
         else: yield outcome
 
-# %% ../../nbs/cli/01_data.ipynb #bca756b1
+# %% ../../nbs/cli/01_data.ipynb #560e3665
 def _row(
     mail: Any, # An Email
 ) -> dict[str, Any]:
     """What is counted of a mail."""
-    from email_trm.mail.language import detect_language
+    from email_trm.mail.message import language_of
 
     category = (mail.category or "").strip().lower() or "(no category)"
     return {"id": mail.id, "sender": mail.sender, "characters": len(mail.body), "category": category,
-        "language": mail.language or detect_language(f"{mail.subject}\n{mail.body}")}
+        "language": language_of(mail)}
 
 # %% ../../nbs/cli/01_data.ipynb #650419b8
 def show_statistics(

@@ -6,7 +6,7 @@
 __all__ = ['SAMPLE', 'KINDS', 'arrow_schema', 'to_table', 'kind_of', 'write_mails', 'ImportOptions', 'ImportResult', 'mask_mail',
            'import_mail', 'source_key', 'items_of', 'cached', 'as_dataset']
 
-# %% ../../nbs/data/03_store.ipynb #0de44673
+# %% ../../nbs/data/03_store.ipynb #848332f7
 import gzip
 import hashlib
 import json
@@ -27,8 +27,7 @@ from ..core.errors import ConfigError, RecordError, SourceError
 from ..core.runs import atomic_write, versions, write_json
 from ..mail.guard import Item, parse_items
 from ..mail.imap import imap_fingerprint, imap_items, is_imap
-from ..mail.language import detect_language
-from ..mail.message import FIELDS, Email, email_to_dict
+from ..mail.message import FIELDS, Email, email_to_dict, language_of
 from ..mail.privacy import mask
 from ..mail.readers import FieldMap, ReadReport, check_format, fingerprint_source, read_items
 from ..mail.sample import sample_mailbox
@@ -183,14 +182,14 @@ def mask_mail(
         found.update(counts)
     return mail
 
-# %% ../../nbs/data/03_store.ipynb #2b22dbb4
+# %% ../../nbs/data/03_store.ipynb #ff335c10
 def _finish(
     mail: Email, # Fresh from the parser
     private: bool, # Whether to mask
     result: ImportResult, # Counts what was done
 ) -> Email:
     """Detect the language where nobody said it, then mask."""
-    if mail.language is None: mail.language = detect_language(f"{mail.subject}\n{mail.body}")
+    mail.language = language_of(mail)
     for kind in mail.repairs: result.repaired[kind] += 1
     return mask_mail(mail, result.masked) if private else mail
 

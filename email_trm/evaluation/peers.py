@@ -11,7 +11,7 @@ __all__ = ['RULES', 'MINILM', 'BENCHMARK_PEERS', 'MEASURES', 'TEACHER', 'Rules',
            'run_benchmark', 'spread', 'summary_of', 'paired_difference', 'aggregate', 'shown', 'measured',
            'benchmark_markdown', 'plot_macro_f1', 'apart', 'plot_cost', 'write_benchmark']
 
-# %% ../../nbs/evaluation/07_peers.ipynb #8cb02bf7
+# %% ../../nbs/evaluation/07_peers.ipynb #64454ebd
 import gc
 import importlib.util
 import json
@@ -41,7 +41,7 @@ from ..core import errors
 from ..core.errors import ConfigError, DataError, EmailTRMError, suggest
 from ..core.runs import atomic_write, fingerprint, jsonable, machine, utc_now, versions, write_json
 from ..data.schema import to_mails
-from .benchmark import _peak_mb, mail_text, majority, peer_frame, tfidf_linear_svc
+from .benchmark import peak_mb, mail_text, majority, peer_frame, tfidf_linear_svc
 from .metrics import score
 from ..mail.message import Email
 
@@ -541,7 +541,7 @@ def answer_frame(
     table = probabilities.reindex(columns=list(categories), fill_value=0.0).add_prefix("p_")
     return frame.assign(confidence=probabilities.max(axis=1).clip(0, 1)).join(table)
 
-# %% ../../nbs/evaluation/07_peers.ipynb #8f454c6c
+# %% ../../nbs/evaluation/07_peers.ipynb #675c416b
 def measure_peer(
     name: str, # A key of `BENCHMARK_PEERS`
     train: Sequence[Email], # Labelled mails to learn from
@@ -556,7 +556,7 @@ def measure_peer(
     if not train or not test: raise DataError("a peer needs mail to learn from and mail to predict", "check the splits")
     if any(m.category is None for m in (*train, *test)): raise DataError("some mails have no category", "leave out unlabelled mail")
     gc.collect()
-    _peak_mb(reset=True)
+    peak_mb(reset=True)
     model = spec.make(seed)
     start = time.perf_counter()
     try: model.fit([spec.text(m) for m in train], [str(m.category) for m in train])
@@ -564,7 +564,7 @@ def measure_peer(
         raise DataError(f"'{name}' cannot learn from these {len(train)} mails", "give more mail, of two or more categories") from error
     minutes = (time.perf_counter() - start) / 60
     (predicted, p), speed = measure_speed(lambda mails: answered(model, [spec.text(m) for m in mails], spec.probabilities), test)
-    measures = {"train_minutes": minutes, **speed, "peak_mb": _peak_mb(), "size_mb": size_on_disk(model)}
+    measures = {"train_minutes": minutes, **speed, "peak_mb": peak_mb(), "size_mb": size_on_disk(model)}
     return answer_frame(test, predicted, p, categories), measures
 
 # %% ../../nbs/evaluation/07_peers.ipynb #2bbe706b
@@ -663,13 +663,13 @@ def read_rows(
         rows.append(row)
     return sorted(rows, key=lambda r: (r["name"], r["seed"]))
 
-# %% ../../nbs/evaluation/07_peers.ipynb #4cdbcb6a
+# %% ../../nbs/evaluation/07_peers.ipynb #b949830c
 def run_benchmark(
     cut: Callable[[int], Mapping[str, pd.DataFrame]], # Seed -> the parts `train` and `test` (others are not used), labelled
     seeds: Sequence[int], # Seed s cuts the mail and trains the peers
     peers: Sequence[str], # Keys of `BENCHMARK_PEERS`
     output: str | Path, # Folder of the benchmark; rows already there are not measured again
-    reference: str = "tfidf_linear_svc", # Whom the differences are to
+    reference: str = "best", # Whom the differences are to: a name, or the best peer
     log: Callable[[str], None] | None = None, # Told about every row
 ) -> dict[str, Any]: # From `aggregate`: all rows in the folder, also those made elsewhere
     """Measure every peer with every seed, each in a process of its own, and put the rows together."""
@@ -725,10 +725,10 @@ def paired_difference(
     theirs = {r["seed"]: r["values"][key] for r in reference}
     return spread(r["values"][key] - theirs[r["seed"]] for r in rows if r["seed"] in theirs)
 
-# %% ../../nbs/evaluation/07_peers.ipynb #acc82fdf
+# %% ../../nbs/evaluation/07_peers.ipynb #1b089457
 def aggregate(
     rows: Sequence[Mapping[str, Any]], # From `read_rows`
-    reference: str = "tfidf_linear_svc", # Whom the differences are to; None of them if it has no rows
+    reference: str = "best", # Whom the differences are to: a name, or the best peer; None of them if it has no rows
 ) -> dict[str, Any]: # seeds, reference, models by falling macro-F1, differences to the reference
     """Put rows together. Raises `DataError` if rows of one seed were measured on different mail."""
     if not rows: raise DataError("there are no results", "run the benchmark first")
@@ -739,6 +739,7 @@ def aggregate(
     for row in sorted(rows, key=lambda r: r["seed"]): by_name.setdefault(row["name"], []).append(row)
     models = {name: summary_of(own) for name, own in by_name.items()}
     order = sorted(models, key=lambda n: -models[n]["values"]["macro_f1"]["mean"])
+    if reference == "best": reference = next((n for n in order if n in BENCHMARK_PEERS), "")
     differences = {n: paired_difference(by_name[n], by_name[reference]) for n in order if n != reference} if reference in by_name else {}
     return {"format": 1, "seeds": sorted({r["seed"] for r in rows}), "reference": reference if reference in by_name else None,
         "models": {n: models[n] for n in order}, "differences": differences}

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FIELDS', 'MAX_MESSAGE_BYTES', 'MAX_HEADER_BYTES', 'MAX_HEADERS', 'MAX_PARTS', 'MAX_DEPTH', 'MAX_TEXT_BYTES',
            'KEPT_HEADERS', 'MAX_KEPT', 'FLAGS', 'Email', 'stable_id', 'as_text', 'as_list', 'as_headers',
-           'as_attachments', 'email_from_dict', 'email_to_dict', 'address', 'refuse', 'check_limits', 'header_text',
-           'iso_time', 'Part', 'message_parts', 'body_text', 'gmail_labels', 'header_signals', 'email_from_bytes',
-           'merge_known']
+           'as_attachments', 'email_from_dict', 'email_to_dict', 'address', 'language_of', 'refuse', 'check_limits',
+           'header_text', 'iso_time', 'Part', 'message_parts', 'body_text', 'gmail_labels', 'header_signals',
+           'email_from_bytes', 'merge_known']
 
-# %% ../../nbs/mail/04_message.ipynb #57e1123b
+# %% ../../nbs/mail/04_message.ipynb #fef648e5
 import csv
 import hashlib
 import re
@@ -26,6 +26,7 @@ from typing import Any
 from fast_mail_parser import MimeStructureError, ParseError, parse_email_tree
 
 from ..core.errors import RecordError
+from .language import detect_language
 from .text import clean_text, decode_bytes, fold_case, html_to_text, looks_like_html, reduce_links, repair_text
 
 # %% ../../nbs/mail/04_message.ipynb #77864b5a
@@ -160,6 +161,13 @@ def address(
     """The bare address in a From or To field."""
     found = [addr for _, addr in getaddresses([sender]) if "@" in addr]
     return (found[0] if found else sender).strip().lower()
+
+# %% ../../nbs/mail/04_message.ipynb #e3cca976
+def language_of(
+    mail: Email, # Any mail
+) -> str: # Two letters, or und
+    """A mail's language: its own field, else detected from subject and body."""
+    return mail.language or detect_language(f"{mail.subject}\n{mail.body}")
 
 # %% ../../nbs/mail/04_message.ipynb #dace832b
 MAX_MESSAGE_BYTES = 25_000_000 # Whole message

@@ -6,7 +6,7 @@
 __all__ = ['Mail', 'Prediction', 'as_email', 'EmailClassifier', 'predict_chunk', 'predictions_frame', 'timed', 'default_folder',
            'prediction_record']
 
-# %% ../../nbs/serving/01_classifier.ipynb #590f13b9
+# %% ../../nbs/serving/01_classifier.ipynb #60d72eeb
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from ..core.errors import ModelError
-from ..mail.language import detect_language
 from ..mail.message import Email, email_from_dict
-from ..training.trainer import logits_and_steps
-from ..trm.calibration import probabilities
+from ..training.trainer import calibrated_answers
 from ..trm.explain import Explanation, explain_mail
 from ..trm.files import load_model, save_model
 from ..trm.model import EmailTRMForSequenceClassification
@@ -50,7 +48,7 @@ def as_email(
     """The mail as an `Email`. Raises `RecordError` if it is neither."""
     return mail if isinstance(mail, Email) else email_from_dict(mail)
 
-# %% ../../nbs/serving/01_classifier.ipynb #b607f43a
+# %% ../../nbs/serving/01_classifier.ipynb #9fda060e
 class EmailClassifier:
     """Predicts categories with a trained EmailTRM. Answers do not depend on what else is in a batch."""
 
@@ -62,9 +60,13 @@ class EmailClassifier:
         self.categories: list[str] = [name for _, name in sorted((model.config.id2label or {}).items())]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None) -> "EmailClassifier":
-        """Load from a model folder on this machine; the model in the box if none is named. Raises `ModelError` if it is not complete."""
-        return cls(*load_model(folder or default_folder()))
+    def from_pretrained(cls, folder: str | Path | None = None, fast: bool = False) -> "EmailClassifier":
+        """Load from a model folder on this machine; the model in the box if none is named. Raises `ModelError` if it is not complete.
+
+        `fast` reads in 16 bits where the processor can: about twice as fast. Probabilities then differ in the third digit, also with
+        what else is in a batch.
+        """
+        return cls(*load_model(folder or default_folder(), fast))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write weights, configuration and tokenizer to `folder`."""
@@ -87,20 +89,19 @@ class EmailClassifier:
         """Which words speak for the answer, or for another category, and which against; see `trm.explain`. Holds words of the mail."""
         return explain_mail(self.model, self.tokenizer, as_email(mail), category)
 
-# %% ../../nbs/serving/01_classifier.ipynb #dbc8f74d
+# %% ../../nbs/serving/01_classifier.ipynb #c43944db
 def predict_chunk(
     classifier: EmailClassifier, # Model and tokenizer
     mails: Sequence[Email], # Any number
     batch_size: int, # Mails per batch
 ) -> list[Prediction]:
     """Predictions for some mails, in order."""
-    logits, steps = logits_and_steps(classifier.model, classifier.tokenizer, mails, batch_size)
+    found = calibrated_answers(classifier.model, classifier.tokenizer, mails, batch_size)
     answers = []
-    for mail, p, taken in zip(mails, probabilities(logits, classifier.model.config.temperature), steps, strict=True):
+    for mail, p, taken, language in zip(mails, *found, strict=True):
         best = int(p.argmax())
         answers.append(Prediction(mail.id, classifier.categories[best], float(p[best]),
-            dict(zip(classifier.categories, p.tolist(), strict=True)), int(taken),
-            mail.language or detect_language(f"{mail.subject}\n{mail.body}")))
+            dict(zip(classifier.categories, p.tolist(), strict=True)), int(taken), language))
     return answers
 
 # %% ../../nbs/serving/01_classifier.ipynb #ca45974d

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['RECIPES', 'WARM', 'ema_decay', 'average_of', 'Progress', 'parameter_groups', 'TRMTrainer', 'newest_checkpoint',
            'is_json', 'Recipe', 'recipe', 'soft_targets', 'label_indices', 'MailDataset', 'evidence_for', 'encode_for',
-           'logits_and_steps', 'dataset_for', 'validation_scores', 'training_arguments', 'Trained', 'Taught',
-           'build_model', 'learn_evidence', 'learn_vocabulary', 'train_categories', 'record_steps', 'calibrate']
+           'logits_and_steps', 'calibrated_answers', 'dataset_for', 'validation_scores', 'training_arguments',
+           'Trained', 'Taught', 'build_model', 'learn_evidence', 'learn_vocabulary', 'train_categories', 'record_steps',
+           'calibrate']
 
-# %% ../../nbs/training/00_trainer.ipynb #a9cac371
+# %% ../../nbs/training/00_trainer.ipynb #348df993
 import contextlib
 import json
 import math
@@ -35,9 +36,9 @@ from ..core.runs import seed_everything
 from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import Budget, Encoded, collate, encode, only_words, segment_texts, shared_words, train_tokenizer
-from ..mail.message import Email
-from ..trm.calibration import (coverage_curve, fit_temperature, fit_threshold, fit_trust, halting_steps, probabilities,
-    threshold_for, threshold_table)
+from ..mail.message import Email, language_of
+from ..trm.calibration import (coverage_curve, fit_bias, fit_language_temperatures, fit_temperature, fit_threshold, fit_trust,
+    halting_steps, probabilities, temperatures_for, threshold_for, threshold_table)
 from ..trm.config import SIZES, EmailTRMConfig
 from ..trm.evidence import LinearEvidence, count_ngrams, fit_evidence
 from ..trm.model import EmailTRMForSequenceClassification
@@ -322,6 +323,18 @@ def logits_and_steps(
         logits[picked], steps[picked] = out.logits.numpy(), out.steps.numpy()
     return logits, steps
 
+# %% ../../nbs/training/00_trainer.ipynb #8d14681e
+def calibrated_answers(
+    model: EmailTRMForSequenceClassification, # Trained model, in evaluation mode
+    tokenizer: PreTrainedTokenizerFast, # Its tokenizer
+    mails: Sequence[Email], # Any number
+    batch_size: int = 64, # Mails per batch
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]: # [N, C] probabilities, [N] supervision steps, [N] languages
+    """What a model says of mails, at the temperature of each mail's language."""
+    logits, steps = logits_and_steps(model, tokenizer, mails, batch_size)
+    c, spoken = model.config, [language_of(m) for m in mails]
+    return probabilities(logits, temperatures_for(spoken, c.temperature, c.language_temperature)), steps, spoken
+
 # %% ../../nbs/training/00_trainer.ipynb #9e0d7506
 def dataset_for(
     model: EmailTRMForSequenceClassification, # The model that will read
@@ -417,7 +430,7 @@ def learn_vocabulary(
     if recipe.warm_start: return pruned_tokenizer(encoder_folder(recipe.warm_start), texts, recipe.vocab_size)
     return train_tokenizer(texts, recipe.vocab_size)
 
-# %% ../../nbs/training/00_trainer.ipynb #b73adad9
+# %% ../../nbs/training/00_trainer.ipynb #b3cf8eb5
 def train_categories(
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for early stopping
@@ -446,7 +459,7 @@ def train_categories(
         data_collator=collate, compute_metrics=validation_scores, ema=recipe.ema, embedding_rate=recipe.embedding_rate,
         reader_rate=recipe.reader_rate, callbacks=[Progress(label), EarlyStoppingCallback(recipe.patience)])
     trainer.train(resume_from_checkpoint=newest_checkpoint(Path(folder)))
-    table = calibrate(model.eval(), checked, recipe.halting)
+    table = calibrate(model.eval(), checked, recipe.halting, [language_of(m) for m in validation])
     return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table)
 
 # %% ../../nbs/training/00_trainer.ipynb #c81af1c1
@@ -470,25 +483,31 @@ def record_steps(
             logits[s, rows], q[s, rows] = thought.logits.numpy(), thought.q_logits.sigmoid().numpy()
     return logits, q, np.array([r["labels"] for r in data.rows])
 
-# %% ../../nbs/training/00_trainer.ipynb #ab499a4b
+# %% ../../nbs/training/00_trainer.ipynb #4906b35a
 def calibrate(
     model: EmailTRMForSequenceClassification, # Trained model; its configuration is changed
     validation: MailDataset, # Labelled mails that trained no weights
     halting: bool = True, # Fit the halting threshold; without, every mail takes every step
+    languages: Sequence[str | None] = (), # Language of each mail; without, all have one temperature
 ) -> list[dict[str, float]]: # What each halting threshold costs and gives; see `threshold_table`
-    """Fit the trust in evidence, with and without the reader, the halting threshold, then temperature and the asking threshold
-    of the answers it leads to."""
+    """Fit the trust in evidence, with and without the reader, biases, the halting threshold, then temperatures and the asking
+    threshold of the answers it leads to."""
     logits, q, labels = record_steps(model, validation)
     if model.evidence_slot is not None:
         evidence = np.array([row["evidence"] for row in validation.rows], dtype=np.float32)
         trust = model.evidence_slot.trust.data.view(-1)
         for i, said in enumerate((logits[0], logits[-1])[:len(trust)]): trust[i] += fit_trust(said, evidence, labels)
         logits, q, labels = record_steps(model, validation)
+    bias = fit_bias(logits[-1], labels)
+    model.classifier.bias.data += torch.from_numpy(bias).to(model.classifier.bias)
+    logits = logits + bias.astype(np.float32)
     table = threshold_table(logits, q, labels)
     model.config.halt_threshold = min(fit_threshold(table), 1.0) if halting else 1.0
     at = halting_steps(q, model.config.halt_threshold)
     answers = logits[at, np.arange(len(labels))]
-    model.config.temperature = fit_temperature(answers, labels)
-    sure = coverage_curve(answers.argmax(1) == labels, probabilities(answers, model.config.temperature).max(1))
+    model.config.temperature = heat = fit_temperature(answers, labels)
+    model.config.language_temperature = own = fit_language_temperatures(answers, labels, languages, heat) if languages else {}
+    p = probabilities(answers, temperatures_for(languages, heat, own) if own else heat)
+    sure = coverage_curve(answers.argmax(1) == labels, p.max(1))
     model.config.ask_threshold = min(threshold_for(sure), 1.0)
     return table

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from ..core.errors import ConfigError
 
-# %% ../../nbs/trm/00_config.ipynb #d28b9275
+# %% ../../nbs/trm/00_config.ipynb #71e0698d
 class EmailTRMConfig(PreTrainedConfig):
     """Shape and behaviour of an EmailTRM. Saved as `config.json` beside the weights."""
 
@@ -50,6 +50,7 @@ class EmailTRMConfig(PreTrainedConfig):
     label_smoothing: float = 0.03 # Share of probability spread over the other categories
     ask_threshold: float = 0.0 # Below this confidence, better ask; fitted on validation so that 95 % of the other answers are right
     temperature: float = 1.0 # Divides the logits for calibrated probabilities; fitted on validation
+    language_temperature: dict[str, float] | None = None # Instead of it, for languages that need their own; fitted on validation
     initializer_range: float = 0.05 # Standard deviation of initial token vectors
 
     @property
@@ -62,7 +63,7 @@ class EmailTRMConfig(PreTrainedConfig):
         """Number of slots K."""
         return 6 + len(self.body_windows) + 1
 
-# %% ../../nbs/trm/00_config.ipynb #f2415b5f
+# %% ../../nbs/trm/00_config.ipynb #dfee5c39
 def check_config(
     config: EmailTRMConfig, # Any configuration
 ) -> EmailTRMConfig: # The same, if it makes sense
@@ -82,7 +83,8 @@ def check_config(
     edges = [0, *config.body_windows]
     if any(a >= b for a, b in pairwise(edges)):
         raise ConfigError(f"body_windows {tuple(config.body_windows)} do not rise", "give rising numbers, for example 64, 160")
-    if config.temperature <= 0: raise ConfigError(f"temperature is {config.temperature}", "give a positive number")
+    for heat in (config.temperature, *(config.language_temperature or {}).values()):
+        if heat <= 0: raise ConfigError(f"temperature is {heat}", "give a positive number")
     return config
 
 # %% ../../nbs/trm/00_config.ipynb #47a10386

@@ -10,7 +10,7 @@ __all__ = ['ELSEWHERE', 'ZONES', 'MARKERS', 'BASELINES', 'OUTPUTS', 'FOR', 'AGAI
            'explanation_text', 'short', 'word_html', 'words_html', 'bar_html', 'table_html', 'tables_of',
            'explanation_html']
 
-# %% ../../nbs/trm/06_explain.ipynb #f14c3de8
+# %% ../../nbs/trm/06_explain.ipynb #7f3f93c6
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -29,8 +29,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ..core.errors import ConfigError, ModelError, suggest
 from ..data.tokens import SEGMENTS, SPECIAL, Budget, encode, segment_texts, signals
-from ..mail.message import Email
+from ..mail.message import Email, language_of
 from ..mail.zones import KINDS, split_zones
+from .calibration import temperatures_for
 from .evidence import LinearEvidence, count_ngrams, evidence_text, tfidf
 from .model import EmailTRMForSequenceClassification, Page
 
@@ -411,24 +412,26 @@ def slot_attention(
     np.add.at(found, seen.owner, weights)
     return {name: found[:-1, i].tolist() for i, name in enumerate(names)}
 
-# %% ../../nbs/trm/06_explain.ipynb #71a36d42
+# %% ../../nbs/trm/06_explain.ipynb #2c4ae6d8
 def beliefs_of(
     model: EmailTRMForSequenceClassification, # In evaluation mode
     seen: Reading, # The mail
     counted: Counted | None, # What the evidence made of it
     categories: Sequence[str], # Names in the order of the logits
+    language: str | None = None, # The mail's; some have a temperature of their own
 ) -> tuple[list[Belief], int]: # One per step up to the last the model may take; the step it halts at
     """What the model believes after each step, and where it stops."""
     c = model.config
+    heat = temperatures_for([language], c.temperature, c.language_temperature).item()
     margins = None if counted is None else torch.tensor((counted.start + counted.shares.sum(0))[None], dtype=torch.float32)
     rows, pairs = model.trm.embedding.token(seen.input_ids), model.trm.embedding.pairs(seen.input_ids, seen.segment_ids)
     found = []
     for step, (logits, q) in enumerate(answers(model, rows, pairs, seen.segment_ids, margins, c.halt_max_steps), start=1):
-        p = (logits[0].double() / c.temperature).softmax(-1).tolist()
+        p = (logits[0].double() / heat).softmax(-1).tolist()
         found.append(Belief(step, dict(zip(categories, p, strict=True)), float(q.sigmoid())))
     return found, next((b.step for b in found if b.q >= c.halt_threshold), len(found))
 
-# %% ../../nbs/trm/06_explain.ipynb #e180877b
+# %% ../../nbs/trm/06_explain.ipynb #d69b2b19
 def explain_mail(
     model: EmailTRMForSequenceClassification, # In evaluation mode
     tokenizer: PreTrainedTokenizerFast, # Its tokenizer
@@ -445,7 +448,7 @@ def explain_mail(
         raise ConfigError(f"there is no category {category!r}", suggest(category, categories))
     with torch.inference_mode(False):
         seen, counted = read(model, tokenizer, mail), None if model.evidence is None else count_terms(model.evidence, mail)
-        with torch.no_grad(): beliefs, steps = beliefs_of(model, seen, counted, categories)
+        with torch.no_grad(): beliefs, steps = beliefs_of(model, seen, counted, categories, language_of(mail))
         said = beliefs[steps - 1].probabilities
         predicted = max(said, key=lambda name: said[name])
         name = category or predicted

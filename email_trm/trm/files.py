@@ -41,9 +41,10 @@ def save_model(
     tokenizer.save_pretrained(folder)
     return Path(folder)
 
-# %% ../../nbs/trm/07_files.ipynb #caa2587d
+# %% ../../nbs/trm/07_files.ipynb #cc82826a
 def load_model(
     folder: str | Path, # A model folder
+    fast: bool = False, # Read in 16 bits, where there is a reader and the processor can: `Reader.hasten`
 ) -> tuple[EmailTRMForSequenceClassification, PreTrainedTokenizerFast]:
     """Weights and tokenizer of a model folder. A run folder is accepted too: its `model/` is used. Never touches the network."""
     path = Path(folder).expanduser()
@@ -56,4 +57,5 @@ def load_model(
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error: # Whatever a damaged file provokes in the libraries is one thing to the user
         raise ModelError(f"{path} holds no usable EmailTRM ({type(error).__name__})", "train again, or copy the folder again") from error
+    if fast and model.reader is not None: model.reader.hasten()
     return model.eval(), tokenizer

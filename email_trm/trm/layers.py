@@ -6,7 +6,9 @@
 __all__ = ['pair_ids', 'MailEmbedding', 'reading_mask', 'SlotPooling', 'ScoreLinear', 'ResidualLinear', 'SwiGLU', 'SlotLayer',
            'half_precision', 'Reader']
 
-# %% ../../nbs/trm/01_layers.ipynb #e7b48b02
+# %% ../../nbs/trm/01_layers.ipynb #65752e52
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ def pair_ids(
     known = (segment_ids == left_segment) & (segment_ids > 0) & (input_ids != 1) & (left != 1)
     return (mixed % (buckets - 1) + 1).where(known, torch.zeros_like(mixed))
 
-# %% ../../nbs/trm/01_layers.ipynb #e906fede
+# %% ../../nbs/trm/01_layers.ipynb #5c9b215b
 class MailEmbedding(nn.Module):
     """Token + segment + pair embeddings. `hide` takes tokens, whole senders and whole subjects away at random, for training."""
 
@@ -44,8 +46,10 @@ class MailEmbedding(nn.Module):
         input_ids: Tensor, # [B, T] token ids
         segment_ids: Tensor, # [B, T] 0 pad, 1 sender, 2 subject, 3 body
     ) -> Tensor: # [B, T, D], zero at padding
-        """Vectors of the tokens."""
-        return self.join(self.token(input_ids), self.pairs(input_ids, segment_ids), segment_ids)
+        """Vectors of the tokens. In a batch with more tokens than the table has rows, the whole table is narrowed instead of each token."""
+        pairs = self.pairs(input_ids, segment_ids)
+        if self.narrow is None or input_ids.numel() <= len(self.token.weight): return self.join(self.token(input_ids), pairs, segment_ids)
+        return self.blend(F.embedding(input_ids, self.narrow(self.token.weight), padding_idx=0), pairs, segment_ids)
 
     def pairs(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
         """Vectors [B, T, D] of each token's pair with its left neighbour."""
@@ -54,7 +58,10 @@ class MailEmbedding(nn.Module):
 
     def join(self, rows: Tensor, pairs: Tensor, segment_ids: Tensor) -> Tensor:
         """Rows [B, T, W] of the token table and pairs [B, T, D] to token vectors [B, T, D]."""
-        narrow = rows if self.narrow is None else self.narrow(rows)
+        return self.blend(rows if self.narrow is None else self.narrow(rows), pairs, segment_ids)
+
+    def blend(self, narrow: Tensor, pairs: Tensor, segment_ids: Tensor) -> Tensor:
+        """The sum [B, T, D] of narrow rows, pairs and segments. Padding is zero."""
         return self.dropout((narrow + self.segment(segment_ids) + pairs) * (segment_ids > 0).unsqueeze(-1))
 
     def hide(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
@@ -158,7 +165,7 @@ def half_precision() -> bool: # Whether this processor multiplies bf16 matrices 
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
-# %% ../../nbs/trm/01_layers.ipynb #bfcc5ecb
+# %% ../../nbs/trm/01_layers.ipynb #92d218f8
 class Reader(nn.Module):
     """Transformer layers (post-norm, GELU) over rows of the token table, their mean, and what it says of the categories."""
 
@@ -173,17 +180,25 @@ class Reader(nn.Module):
         self.project = nn.Linear(w, config.hidden_size)
         self.slot_norm = nn.RMSNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
+        self.swift: tuple[nn.Module, ...] = () # Copies of the layers in 16 bits; a tuple, so they are not saved
+
+    def hasten(self) -> bool: # Whether this processor has what it takes
+        """Answer with layers in bf16 from now on. Gradients, as in training and explanations, still take the exact ones."""
+        self.swift = tuple(copy.deepcopy(self.layers).bfloat16()) if half_precision() else ()
+        return bool(self.swift)
 
     def forward(self,
         rows: Tensor, # [B, T, W] rows of the token table
         segment_ids: Tensor, # [B, T] segments, 0 at padding
     ) -> tuple[Tensor, Tensor]: # [B, D] a slot, [B, C] logits
-        """Read the first `reader_tokens` tokens. Training multiplies in bf16 where the processor does; answers never do."""
+        """Read the first `reader_tokens` tokens. Training multiplies in bf16 where the processor does; answers only after `hasten`."""
         length = min(rows.shape[1], self.position.num_embeddings)
         pad = segment_ids[:, :length] == 0
         x = self.norm(rows[:, :length] + self.position.weight[:length])
+        swift = bool(self.swift) and not torch.is_grad_enabled()
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.training and half_precision()), sdpa_kernel(SDPBackend.MATH):
-            for layer in self.layers: x = layer(x, src_key_padding_mask=pad)
+            if swift: x = x.bfloat16()
+            for layer in self.swift if swift else self.layers: x = layer(x, src_key_padding_mask=pad)
         seen = (~pad).unsqueeze(-1).to(rows.dtype)
         mean = (x.to(rows.dtype) * seen).sum(1) / seen.sum(1).clamp(min=1)
         return self.dropout(self.slot_norm(self.project(mean))), self.head(mean)
