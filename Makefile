@@ -145,10 +145,10 @@ evidence-teacher: $(TEACHER) build/evidence/enron.parquet ## Fine-tune a teacher
 	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
 	  --output build/evidence/teacher-group-$${SEED:-0} --split group --seed $${SEED:-0}
 
-evidence-students: $(TEACHER) ## Make reports/students again: EmailTRM with and without its teacher (after evidence-teacher; half an hour a seed)
+evidence-students: $(TEACHER) ## Make a split of reports/students again: EmailTRM with and without its teacher (after evidence-teacher; SEED= chooses; half an hour)
 	@$(KEEP) $(BIN)/python -m email_trm.evaluation.students --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
 	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
-	  --teacher build/evidence/teacher-group-$${SEED:-0} --warm-start minilm --split-seed $${SEED:-0} --seeds $${SEEDS:-0} \
+	  --teacher build/evidence/teacher-group-$${SEED:-0} --warm-start minilm --split-seed $${SEED:-0} --seeds $${SEED:-0} \
 	  --work build/evidence/students-$${SEED:-0} --output reports/students --benchmark reports/benchmark
 
 train-default: $(TEACHER) ## Train the model in the box again (after evidence-teacher; goes on where it stopped)

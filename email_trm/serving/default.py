@@ -6,7 +6,7 @@
 __all__ = ['SENDERS', 'LARGEST', 'check_vocabulary', 'default_recipe', 'train_default', 'quoted_results', 'model_card',
            'write_default', 'main']
 
-# %% ../../nbs/serving/02_default.ipynb #59a58fc9
+# %% ../../nbs/serving/02_default.ipynb #44f6d50a
 import argparse
 import json
 import re
@@ -25,6 +25,7 @@ from ..data.manager import EmailDatasetManager
 from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import SPECIAL, shared_words
+from ..evaluation.peers import shown
 from ..mail.message import Email
 from ..mail.readers import read_emails
 from ..trm.files import quiet, save_model
@@ -117,18 +118,21 @@ _READER = """
 Its reader began as the word pieces and {layers} layers of all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0), an English encoder.
 """
 
-# %% ../../nbs/serving/02_default.ipynb #05f8ec1b
+# %% ../../nbs/serving/02_default.ipynb #edda8fc3
 def quoted_results(
-    evidence: Path, # metrics.json of `evaluation.students`, or a path that does not exist
+    evidence: Path, # metrics.json of the benchmark, or a path that does not exist
 ) -> str: # Markdown
     """What the recipe reached on held-out senders."""
-    if not evidence.is_file(): return "Not measured: no report of `evaluation.students` was given."
+    if not evidence.is_file(): return "Not measured: no benchmark was given."
     found = json.loads(evidence.read_text(encoding="utf-8"))
-    scores = found["variants"]["taught"]
-    rows = [f"| {name} | {scores[key]['mean']:.3f} |" for name, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("ECE", "ece"))]
-    where = f"{found['test_mails']:,} mails, {found['split']} split, seed {found['split_seed']}, {found['created'][:10]}"
+    own, seeds = found["models"]["emailtrm"], found["models"]["emailtrm"]["seeds"]
+    named = (("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("ECE", "ece"), ("accuracy, Turkish", "accuracy_tr"))
+    rows = [f"| {name} | {shown(own['values'][key])} |" for name, key in named]
+    several = len(seeds) > 1
+    cut = f"{found['split']} split, seed{'s' * several} {', '.join(map(str, seeds))}"
+    where = f"{own['mails']['n']:,.0f} mails{' a split' * several}, {cut}, {found['created'][:10]}"
     note = "**Synthetic mail.** " if found["synthetic"] else ""
-    head = f"{note}{where} (`reports/students`; mean over {len(found['students']['taught'])} trainings)"
+    head = f"{note}{where} (`reports/benchmark`{'; mean ± half of the 95 % t-interval over the splits' * several})"
     return "\n".join([head, "", "| measure | value |", "|---|---|", *rows])
 
 # %% ../../nbs/serving/02_default.ipynb #d33e1891
@@ -150,14 +154,14 @@ def model_card(
         reader=_READER.format(layers=c.reader_layers) if c.reader_layers else "", closely=f", closely only {c.reader_tokens} of the mail" *
             bool(c.reader_layers), tokens=c.body_tokens, results=quoted_results(Path(facts["evidence"])))
 
-# %% ../../nbs/serving/02_default.ipynb #80083a0f
+# %% ../../nbs/serving/02_default.ipynb #c34d754a
 def write_default(
     trained: Trained, # The model
     data: Lesson, # What it was trained on
     taught: Taught, # Unlabelled mail
     target: Path, # Model folder; replaced when the new one is complete
     seed: int, # Seed of the training
-    evidence: Path, # metrics.json of `evaluation.students`
+    evidence: Path, # metrics.json of the benchmark
 ) -> dict[str, Any]: # What training.json holds
     """Write the folder beside its place, weigh it, and move it there. Raises `DataError` if it is too large."""
     new = target.with_name(f".{target.name}.new")
@@ -176,7 +180,7 @@ def write_default(
     new.replace(target)
     return record
 
-# %% ../../nbs/serving/02_default.ipynb #a9d578f6
+# %% ../../nbs/serving/02_default.ipynb #0161b54f
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
@@ -191,7 +195,7 @@ def main(
     parser.add_argument("--warm-start", default=None, help="encoder that lends the model some layers: minilm, or a model folder")
     parser.add_argument("--work", required=True, help="folder for checkpoints")
     parser.add_argument("--output", default="email_trm/models/default", help="model folder")
-    parser.add_argument("--evidence", default="reports/students/metrics.json", help="scores the card quotes")
+    parser.add_argument("--evidence", default="reports/benchmark/metrics.json", help="scores the card quotes")
     options = parser.parse_args(argv)
     quiet()
     more = (m for source in options.unlabelled for m in read_emails(source))
