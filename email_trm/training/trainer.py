@@ -6,20 +6,21 @@
 __all__ = ['RECIPES', 'WARM', 'ema_decay', 'average_of', 'Progress', 'parameter_groups', 'TRMTrainer', 'newest_checkpoint',
            'is_json', 'Recipe', 'recipe', 'soft_targets', 'label_indices', 'MailDataset', 'evidence_for', 'encode_for',
            'logits_and_steps', 'calibrated_answers', 'dataset_for', 'validation_scores', 'training_arguments',
-           'Trained', 'Taught', 'build_model', 'learn_evidence', 'learn_vocabulary', 'train_categories', 'record_steps',
-           'calibrate']
+           'Trained', 'Taught', 'build_model', 'learn_evidence', 'learn_vocabulary', 'footprint_of', 'plan_here',
+           'plan_ahead', 'train_categories', 'record_steps', 'calibrate']
 
-# %% ../../nbs/training/00_trainer.ipynb #348df993
+# %% ../../nbs/training/00_trainer.ipynb #edeab37d
 import contextlib
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -32,10 +33,12 @@ from transformers import (EarlyStoppingCallback, EvalPrediction, PreTrainedToken
     TrainerCallback, TrainingArguments)
 
 from ..core.errors import ConfigError, DataError, suggest
-from ..core.runs import seed_everything
+from ..core.runs import seed_everything, write_json
 from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import Budget, Encoded, collate, encode, only_words, segment_texts, shared_words, train_tokenizer
+from ..hardware.detect import HardwareDetector, MachineSpecs
+from ..hardware.plan import Footprint, TrainingPlan, plan_training
 from ..mail.message import Email, language_of
 from ..trm.calibration import (coverage_curve, fit_bias, fit_language_temperatures, fit_temperature, fit_threshold, fit_trust,
     halting_steps, probabilities, temperatures_for, threshold_for, threshold_table)
@@ -355,23 +358,27 @@ def validation_scores(
     predicted, labels = np.asarray(prediction.predictions[0]).argmax(-1), prediction.label_ids
     return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0)}
 
-# %% ../../nbs/training/00_trainer.ipynb #11fda381
+# %% ../../nbs/training/00_trainer.ipynb #47439dee
 def training_arguments(
     recipe: Recipe, # Hyperparameters
     folder: str | Path, # Where checkpoints go
     seed: int, # Seed of shuffling, dropout and exploration
+    plan: TrainingPlan | None = None, # How this machine splits a batch; not at all if left out
 ) -> TrainingArguments:
     """`TrainingArguments` for a recipe: evaluate and save every epoch, keep the best, report to nobody.
 
     Batches are drawn at random. Batches of one length would save padding, but mails of a length are alike: each would pull its own way.
+    Training runs on the processor, also where there is a GPU: the model is small, and nobody has tried it elsewhere yet.
     """
-    return TrainingArguments(output_dir=str(folder), num_train_epochs=recipe.epochs, per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=128, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup, weight_decay=recipe.weight_decay,
-        adam_beta2=0.95, lr_scheduler_type="cosine", max_grad_norm=1.0, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
-        logging_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True, seed=seed,
-        data_seed=seed, report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
+    batch, parts, quiet_batch = (plan.batch_size, plan.accumulation, plan.evaluation_batch) if plan else (recipe.batch_size, 1, 128)
+    return TrainingArguments(output_dir=str(folder), num_train_epochs=recipe.epochs, per_device_train_batch_size=batch,
+        gradient_accumulation_steps=parts, per_device_eval_batch_size=quiet_batch, learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup, weight_decay=recipe.weight_decay, adam_beta2=0.95, lr_scheduler_type="cosine", max_grad_norm=1.0,
+        eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, logging_strategy="epoch", load_best_model_at_end=True,
+        metric_for_best_model="macro_f1", greater_is_better=True, seed=seed, data_seed=seed, report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=False, use_cpu=True)
 
-# %% ../../nbs/training/00_trainer.ipynb #ff10ab07
+# %% ../../nbs/training/00_trainer.ipynb #56dfc36b
 @dataclass
 class Trained:
     """What a training gives."""
@@ -381,6 +388,7 @@ class Trained:
     history: list[dict[str, float]] # Trainer's log: training loss and validation scores by epoch
     seconds: float # Wall-clock of training and calibration
     thresholds: list[dict[str, float]] # What each halting threshold costs and gives on validation mail
+    plan: TrainingPlan | None = None # How this machine trained it
 
 # %% ../../nbs/training/00_trainer.ipynb #59de8f8b
 class Taught(NamedTuple):
@@ -430,7 +438,47 @@ def learn_vocabulary(
     if recipe.warm_start: return pruned_tokenizer(encoder_folder(recipe.warm_start), texts, recipe.vocab_size)
     return train_tokenizer(texts, recipe.vocab_size)
 
-# %% ../../nbs/training/00_trainer.ipynb #b3cf8eb5
+# %% ../../nbs/training/00_trainer.ipynb #c909305f
+def footprint_of(
+    model: EmailTRMForSequenceClassification, # About to be trained
+) -> Footprint:
+    """What decides the memory of training this model."""
+    c = model.config
+    slots = c.num_slots + (model.evidence_slot is not None) + (model.reader is not None)
+    tokens, uses = c.sender_tokens + c.subject_tokens + c.body_tokens, c.halt_max_steps * (c.L_cycles + 1) * c.num_hidden_layers
+    reader = (c.reader_tokens, c.token_width, c.reader_layers) if c.reader_layers else (0, 0, 0)
+    return Footprint(model.num_parameters(), tokens, c.hidden_size, slots, uses, *reader)
+
+# %% ../../nbs/training/00_trainer.ipynb #19717724
+def plan_here(
+    model: EmailTRMForSequenceClassification, # About to be trained
+    recipe: Recipe, # Hyperparameters
+    mails: int, # To learn from
+    folder: Path, # Checkpoints; keeps `plan.json`
+) -> TrainingPlan:
+    """The plan for this machine, or the one a training in this folder began with."""
+    kept = folder / "plan.json"
+    if kept.is_file():
+        row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return TrainingPlan(**{**row, "reasons": tuple(row["reasons"])})
+    specs, base = HardwareDetector(folder).detect(), psutil.Process().memory_info().rss
+    plan = plan_training(specs, footprint_of(model), recipe.batch_size, mails, base)
+    write_json(kept, asdict(plan))
+    return plan
+
+# %% ../../nbs/training/00_trainer.ipynb #494117d6
+def plan_ahead(
+    recipe: Recipe, # Hyperparameters
+    mails: int, # To learn from
+    specs: MachineSpecs, # From `HardwareDetector.detect`
+    categories: int = 10, # Number of them
+) -> TrainingPlan:
+    """The plan for a training that has not begun, with as many words in the vocabulary and in the evidence as the recipe may have."""
+    config = EmailTRMConfig(**{"vocab_size": recipe.vocab_size, "num_labels": categories, "evidence_features": 1, **recipe.model})
+    with torch.device("meta"): model = EmailTRMForSequenceClassification(config)
+    return plan_training(specs, footprint_of(model), recipe.batch_size, mails, psutil.Process().memory_info().rss)
+
+# %% ../../nbs/training/00_trainer.ipynb #a029844c
 def train_categories(
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for early stopping
@@ -455,12 +503,15 @@ def train_categories(
     budget = Budget(c.sender_tokens, c.subject_tokens, c.body_tokens)
     learned = MailDataset([*train, *more.mails], tokenizer, categories, budget, targets, opinions)
     checked = dataset_for(model, tokenizer, validation, categories)
-    trainer = TRMTrainer(model=model, args=training_arguments(recipe, folder, seed), train_dataset=learned, eval_dataset=checked,
+    plan = plan_here(model, recipe, len(train) + len(more.mails), Path(folder))
+    torch.set_num_threads(plan.threads)
+    if plan.checkpointing: model.activation_checkpointing_enable({"use_reentrant": False})
+    trainer = TRMTrainer(model=model, args=training_arguments(recipe, folder, seed, plan), train_dataset=learned, eval_dataset=checked,
         data_collator=collate, compute_metrics=validation_scores, ema=recipe.ema, embedding_rate=recipe.embedding_rate,
         reader_rate=recipe.reader_rate, callbacks=[Progress(label), EarlyStoppingCallback(recipe.patience)])
     trainer.train(resume_from_checkpoint=newest_checkpoint(Path(folder)))
     table = calibrate(model.eval(), checked, recipe.halting, [language_of(m) for m in validation])
-    return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table)
+    return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table, plan)
 
 # %% ../../nbs/training/00_trainer.ipynb #c81af1c1
 @torch.inference_mode()

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['pair_ids', 'MailEmbedding', 'reading_mask', 'SlotPooling', 'ScoreLinear', 'ResidualLinear', 'SwiGLU', 'SlotLayer',
-           'half_precision', 'Reader']
+           'Reader']
 
-# %% ../../nbs/trm/01_layers.ipynb #65752e52
+# %% ../../nbs/trm/01_layers.ipynb #b4db5d25
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..hardware.detect import has_bf16
 from .config import EmailTRMConfig
 
 # %% ../../nbs/trm/01_layers.ipynb #1024ef3b
@@ -159,15 +162,11 @@ class SlotLayer(nn.Module):
         x = self.norm_attention(x + self.output(seen))
         return self.norm_mlp(x + self.mlp(x))
 
-# %% ../../nbs/trm/01_layers.ipynb #d1cc6ef4
-def half_precision() -> bool: # Whether this processor multiplies bf16 matrices in hardware
-    """Where it does not, bf16 is emulated, and the reader trains in 32 bits."""
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
-
-# %% ../../nbs/trm/01_layers.ipynb #92d218f8
+# %% ../../nbs/trm/01_layers.ipynb #dbd462c3
 class Reader(nn.Module):
     """Transformer layers (post-norm, GELU) over rows of the token table, their mean, and what it says of the categories."""
+
+    _gradient_checkpointing_func: Callable[..., Tensor] # Set by transformers
 
     def __init__(self, config: EmailTRMConfig, categories: int) -> None:
         super().__init__()
@@ -180,12 +179,19 @@ class Reader(nn.Module):
         self.project = nn.Linear(w, config.hidden_size)
         self.slot_norm = nn.RMSNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
+        self.gradient_checkpointing = False # Set by transformers' `activation_checkpointing_enable`: run layers twice, keep less
         self.swift: tuple[nn.Module, ...] = () # Copies of the layers in 16 bits; a tuple, so they are not saved
 
     def hasten(self) -> bool: # Whether this processor has what it takes
         """Answer with layers in bf16 from now on. Gradients, as in training and explanations, still take the exact ones."""
-        self.swift = tuple(copy.deepcopy(self.layers).bfloat16()) if half_precision() else ()
+        self.swift = tuple(copy.deepcopy(self.layers).bfloat16()) if has_bf16() else ()
         return bool(self.swift)
+
+    def run(self, layer: nn.Module, x: Tensor, pad: Tensor) -> Tensor:
+        """One layer, [B, T, W] to [B, T, W]; `pad` [B, T] is True at padding."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training and has_bf16()), sdpa_kernel(SDPBackend.MATH):
+            found: Tensor = layer(x, src_key_padding_mask=pad)
+        return found
 
     def forward(self,
         rows: Tensor, # [B, T, W] rows of the token table
@@ -196,9 +202,10 @@ class Reader(nn.Module):
         pad = segment_ids[:, :length] == 0
         x = self.norm(rows[:, :length] + self.position.weight[:length])
         swift = bool(self.swift) and not torch.is_grad_enabled()
-        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.training and half_precision()), sdpa_kernel(SDPBackend.MATH):
-            if swift: x = x.bfloat16()
-            for layer in self.swift if swift else self.layers: x = layer(x, src_key_padding_mask=pad)
+        if swift: x = x.bfloat16()
+        for layer in self.swift if swift else self.layers:
+            again = self.gradient_checkpointing and self.training
+            x = self._gradient_checkpointing_func(partial(self.run, layer), x, pad) if again else self.run(layer, x, pad)
         seen = (~pad).unsqueeze(-1).to(rows.dtype)
         mean = (x.to(rows.dtype) * seen).sum(1) / seen.sum(1).clamp(min=1)
         return self.dropout(self.slot_norm(self.project(mean))), self.head(mean)

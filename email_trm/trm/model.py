@@ -40,13 +40,14 @@ class Carry(NamedTuple):
 class QHead(nn.Linear):
     """A linear map to one q logit. A class of its own because it starts differently: zero weights and a negative bias."""
 
-# %% ../../nbs/trm/05_model.ipynb #a540592d
+# %% ../../nbs/trm/05_model.ipynb #d708a5ea
 class EmailTRMPreTrainedModel(PreTrainedModel):
     """Shared loading, saving and initialisation."""
 
     config_class = EmailTRMConfig
     base_model_prefix = "trm"
     _no_split_modules = ["SlotLayer", "Reader"]
+    supports_gradient_checkpointing = True # Of the reader's layers
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,226 @@
+"""The machine: parsers on recorded outputs of real machines, limits of real containers, plans that keep their word."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from email_trm.hardware import detect
+from email_trm.hardware.detect import HardwareDetector
+from email_trm.trm.config import EmailTRMConfig
+from email_trm.trm.model import EmailTRMForSequenceClassification
+
+RECORDINGS = Path(__file__).parent / "recordings"
+MACS = {
+    "macos-m1-sysctl.txt": {"physical_cores": 8, "performance_cores": 4, "efficiency_cores": 4, "memory_total": 16 * 2**30},
+    "macos-m1pro-sysctl-grep-cpu.txt": {"chip": "Apple M1 Pro", "performance_cores": 8, "efficiency_cores": 2},
+    "macos-m2-sysctl.txt": {"performance_cores": 4, "efficiency_cores": 4, "memory_total": 24 * 2**30},
+    "macos-m3max-sysctl.txt": {"chip": "Apple M3 Max", "performance_cores": 10, "efficiency_cores": 4},
+    "macos-m5-sysctl.txt": {"chip": "Apple M5", "performance_cores": 4, "efficiency_cores": 6, "physical_cores": 10},
+    "macos-m5max-sysctl-perflevels.txt": {"performance_cores": 18},
+    "macos-vm-m1-virtual-sysctl.txt": {"chip": "Apple M1 (Virtual)", "model": "VirtualMac2,1", "performance_cores": 3},
+    "macos-vm-intel-sysctl.txt": {"chip": "Intel(R) Core(TM) i7-8700B CPU @ 3.20GHz", "model": "Macmini6,2"},
+    "macos-m1-rosetta-sysctl.txt": {"chip": "Apple M1", "performance_cores": 4, "efficiency_cores": 4},
+    "macos-intel-sysctl-hw.txt": {"physical_cores": 4, "logical_cores": 8, "memory_total": 16 * 2**30},
+    "macos-intel-sysctl-machdep-cpu.txt": {"chip": "Intel(R) Core(TM) i5-5250U CPU @ 1.60GHz", "features": ("avx2",)},
+    "macos-m2-sysctl-unknown-oid.txt": {"features": ("bf16",)},
+    "macos-sysctl-unknown-oid-cpufrequency.txt": {},
+}
+PROFILES = {
+    "macos-m1-system_profiler.json": {"chip": "Apple M1", "performance_cores": 4, "efficiency_cores": 4},
+    "macos-m2-system_profiler.json": {"chip": "Apple M2", "model": "MacBook Pro (Mac14,7)", "physical_cores": 8},
+    "macos-m5max-system_profiler.json": {"chip": "Apple M5 Max", "physical_cores": 18, "performance_cores": 18},
+    "macos-m1-rosetta-system_profiler.json": {"model": "MacBook Air (MacBookAir10,1)", "physical_cores": 8},
+    "macos-intel-system_profiler.json": {"chip": "8-Core Intel Xeon W", "physical_cores": 8},
+    "macos-vm-m1-virtual-system_profiler.json": {"chip": "Apple M1 (Virtual)", "physical_cores": 3},
+}
+LINUX = {
+    "linux-graniterapids-cpuinfo.txt": {
+        "chip": "Intel(R) Xeon(R) 6972P",
+        "features": ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx2"),
+    },
+    "linux-amd-cpuinfo.txt": {"chip": "AMD Ryzen 9 5950X 16-Core Processor", "features": ("avx2",)},
+    "linux-arm-pi5-cpuinfo.txt": {"model": "Raspberry Pi 5 Model B Rev 1.0", "features": ("neon",)},
+    "linux-arm-pi4-cpuinfo.txt": {"model": "Raspberry Pi 4 Model B Rev 1.5", "features": ("neon",)},
+    "linux-arm32-cm4-cpuinfo.txt": {"chip": "ARMv7 Processor rev 3 (v7l)", "features": ("neon",)},
+    "linux-asahi-m1-cpuinfo.txt": {"features": ("neon",)},
+    "linux-vm-on-m3-cpuinfo.txt": {"features": ("neon",)},
+}
+LISTS = {
+    "linux-meteorlake-lscpu.txt": {"chip": "Intel(R) Core(TM) Ultra 9 185H"},
+    "linux-arm-biglittle-lscpu.txt": {"chip": "Cortex-A510 + Cortex-A710 + Cortex-A715 + Cortex-X3"},
+    "linux-localized-zh-lscpu.txt": {},
+}
+
+
+def recorded(name: str) -> str:
+    """What a real machine said."""
+    return (RECORDINGS / name).read_text(encoding="utf-8")
+
+
+TABLES: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (detect.parse_sysctl, MACS),
+    (detect.parse_profiler, PROFILES),
+    (detect.parse_cpuinfo, LINUX),
+    (detect.parse_lscpu, LISTS),
+)
+PARSERS: tuple[Any, ...] = (
+    *(parse for parse, _ in TABLES),
+    detect.parse_cim,
+    detect.parse_limit,
+    detect.parse_quota,
+    detect.count_cpus,
+    lambda text: detect.parse_windows(text, text),
+)
+
+
+@pytest.mark.parametrize(("parse", "name", "expected"), [(p, n, e) for p, table in TABLES for n, e in table.items()])
+def test_recorded_machines(parse: Any, name: str, expected: dict[str, Any]) -> None:
+    """Each parser finds what stands there, and makes nothing up."""
+    found = parse(recorded(name))
+    assert {k: found.get(k) for k in expected} == expected
+    assert found or not expected
+    assert expected or not found
+
+
+def test_recorded_limits() -> None:
+    """Limits of containers, versions 1 and 2; the several ways of saying that there is none."""
+    kinds = ("cgroup2-memory.max-limited", "cgroup2-memory.max-unlimited", "cgroup1-memory.limit_in_bytes-unlimited")
+    more = ("cgroup1-memory.limit_in_bytes-unlimited-old", "cgroup1-memory.limit_in_bytes-limited")
+    limits = [detect.parse_limit(recorded(f"{name}.txt")) for name in (*kinds, *more)]
+    assert limits == [128 * 2**20, None, None, None, 512 * 2**20]
+    quotas = [detect.parse_quota(recorded(f"cgroup2-cpu.max-{kind}.txt")) for kind in ("half", "15cpus", "unlimited")]
+    assert quotas == [0.5, 15.0, None]
+
+
+def test_every_recording_survives_every_parser() -> None:
+    """A parser that gets the wrong output finds little, and raises nothing."""
+    for path in RECORDINGS.iterdir():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for parse in PARSERS:
+            parse(text)
+
+
+def test_a_recorded_mac_under_rosetta() -> None:
+    """The whole detector with a Mac's answers: an Apple chip stays one, whatever the process was translated to."""
+    answers = {"sysctl": recorded("macos-m1-rosetta-sysctl.txt")}
+    specs = HardwareDetector(run=lambda c: answers.get(c[0]), read=lambda p: None, system="Darwin").detect()
+    assert (specs.kind, specs.chip, specs.performance_cores) == ("apple-silicon", "Apple M1", 4)
+
+
+def test_a_recorded_windows_machine() -> None:
+    """PowerShell's JSON: what was asked for and is missing stays unknown."""
+
+
+    def run(command: Sequence[str]) -> str:
+        return recorded(f"windows-{'processor' if 'Win32_Processor' in command[-1] else 'computersystem'}.json")
+
+    specs = HardwareDetector(run=run, read=lambda p: None, system="Windows").detect()
+    assert (specs.kind, specs.chip, specs.model) == ("windows", "12th Gen Intel(R) Core(TM) i5-12490F", "LENOVO")
+    refused = HardwareDetector(run=lambda c: recorded("windows-cim-access-denied.txt"), read=lambda p: None, system="Windows")
+    assert refused.detect().chip is None
+    assert not refused.unknown
+
+
+def memory_cgroup(limit: int) -> Path | None:
+    """A real cgroup with a memory limit, or None where this user may not make one."""
+    for base, name in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+        folder = base / f"email-trm-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+            (folder / name).write_text(str(limit), encoding="ascii")
+        except OSError:
+            if folder.is_dir():
+                folder.rmdir()
+            continue
+        return folder
+    return None
+
+
+def test_a_real_container() -> None:
+    """A process inside a cgroup of 1 GiB sees a machine of 1 GiB."""
+    folder = memory_cgroup(2**30)
+    if folder is None:
+        pytest.skip("this user may not make cgroups here")
+    code = (
+        f"import os; open({str(folder / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
+        "from email_trm.hardware.detect import HardwareDetector; s = HardwareDetector().detect()\n"
+        "print(s.memory_total, s.memory_limit, s.memory_available)"
+    )
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    finally:
+        folder.rmdir()
+    total, limit, available = map(int, done.stdout.split())
+    assert total == limit == 2**30
+    assert 2**28 < available < 2**30
+
+
+MEASURE = """
+import json, os, sys, tempfile
+import psutil
+from email_trm.data.manager import EmailDatasetManager
+from email_trm.data.schema import to_mails
+from email_trm.evaluation.benchmark import peak_mb
+from email_trm.hardware.plan import predict_memory
+from email_trm.training.trainer import footprint_of, recipe, train_categories
+from email_trm.trm.files import quiet
+from dataclasses import replace
+quiet()
+manager = EmailDatasetManager("sample").load()
+parts = {k: to_mails(v) for k, v in manager.split("random", 0).parts.items()}
+how = replace(recipe("quick", 2000, sys.argv[1]), batch_size=int(sys.argv[2]), epochs=1)
+peak_mb(reset=True)
+trained = train_categories(parts["train"], parts["validation"], sorted({m.category for m in parts["train"]}), how, tempfile.mkdtemp())
+print(json.dumps([trained.plan.memory_predicted / 1e6, peak_mb()]))
+"""
+
+
+@pytest.mark.parametrize(("size", "batch"), [("S", 16), ("M", 128)])
+def test_the_memory_model(size: str, batch: int) -> None:
+    """The peak of a whole real training (synthetic mail) is within a quarter of what the plan said."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, size, str(batch)], capture_output=True, text=True, check=True)
+    predicted, measured = json.loads(done.stdout.splitlines()[-1])
+    assert 0.75 < predicted / measured < 1.25, (predicted, measured)
+
+
+def small_reader(**changes: Any) -> EmailTRMForSequenceClassification:
+    """A small model with a reader and without chance: no dropout, nothing hidden, no exploration."""
+    torch.manual_seed(0)
+    calm = dict.fromkeys(("dropout", "token_dropout", "sender_dropout", "subject_dropout", "halt_exploration_prob"), 0.0)
+    model = EmailTRMForSequenceClassification(EmailTRMConfig(vocab_size=60, num_labels=3, hidden_size=32, token_size=48, reader_layers=2,
+        reader_heads=4, reader_tokens=8, pair_buckets=0, halt_max_steps=2, **{**calm, **changes}))
+    return model.train()
+
+
+def gradients(model: EmailTRMForSequenceClassification, parts: int) -> list[torch.Tensor]:
+    """Gradients of one update of eight mails, computed in equal parts."""
+    generator = torch.Generator().manual_seed(1)
+    ids, labels = torch.randint(11, 60, (8, 12), generator=generator), torch.randint(0, 3, (8,), generator=generator)
+    segments = torch.tensor([1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3]).expand(8, -1)
+    for rows in torch.arange(8).chunk(parts):
+        (model(ids[rows], segments[rows], labels[rows]).loss / parts).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_parts_of_a_batch_are_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accumulated gradients of four parts are those of the whole batch: a plan changes memory, not learning."""
+    monkeypatch.setattr("email_trm.trm.layers.has_bf16", lambda: False)
+    for whole, split in zip(gradients(small_reader(), 1), gradients(small_reader(), 4), strict=True):
+        torch.testing.assert_close(whole, split)
+
+
+def test_computing_again_changes_nothing() -> None:
+    """With recomputation of the reader's layers, gradients are the same."""
+    again = small_reader()
+    again.activation_checkpointing_enable({"use_reentrant": False})
+    assert again.reader is not None
+    assert again.reader.gradient_checkpointing
+    for a, b in zip(gradients(small_reader(), 1), gradients(again, 1), strict=True):
+        torch.testing.assert_close(a, b)
