@@ -33,7 +33,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default evidence-owner evidence-benchmark evidence-reasoning clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-benchmark evidence-reasoning clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -155,6 +155,9 @@ train-default: $(TEACHER) ## Train the model in the box again (after evidence-te
 	@$(KEEP) $(BIN)/python -m email_trm.serving.default --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
 	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet \
 	  --teacher build/evidence/teacher-group-$${SEED:-0} --warm-start minilm --seed $${SEED:-0} --work build/evidence/default
+
+recalibrate-default: $(CORE) ## Fit the confidence of the model in the box again, without training (a minute)
+	@$(BIN)/python -m email_trm.serving.default --recalibrate --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --seed $${SEED:-0}
 
 evidence-owner: $(CORE) build/evidence/enron.parquet ## Make reports/owner again: the latest of each mailbox, at its natural frequency (10 minutes)
 	@$(BIN)/python -m email_trm.evaluation.owner --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \

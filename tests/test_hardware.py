@@ -190,6 +190,55 @@ def test_the_memory_model(size: str, batch: int) -> None:
     assert 0.75 < predicted / measured < 1.25, (predicted, measured)
 
 
+LIMITED = """
+import json, os, resource, sys, tempfile
+from dataclasses import replace
+import email_trm.training.trainer as trainer
+from email_trm.data.manager import EmailDatasetManager
+from email_trm.data.schema import to_mails
+from email_trm.trm.files import quiet
+quiet()
+kind, folder = sys.argv[1:]
+manager = EmailDatasetManager("sample").load()
+parts = {k: to_mails(v) for k, v in manager.split("random", 0).parts.items()}
+how = replace(trainer.recipe("quick", 2000), batch_size=128, epochs=1, model=dict(hidden_size=256, pair_buckets=4096))
+planned = trainer.plan_here
+def wrong(*args):
+    "A plan that takes the machine for a larger one; then the machine turns out to be small."
+    plan = replace(planned(*args), batch_size=128, accumulation=1, memory_budget=10**12)
+    status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    size = lambda name: int(status[name].split()[0]) * 1000
+    if kind == "rlimit": resource.setrlimit(resource.RLIMIT_AS, (size("VmSize") + 400_000_000,) * 2)
+    else:
+        name = "memory.max" if os.path.exists(folder + "/memory.max") else "memory.limit_in_bytes"
+        open(folder + "/" + name, "w").write("900000000") # What was taken before stays with the old one
+        open(folder + "/cgroup.procs", "w").write(str(os.getpid()))
+    return plan
+trainer.plan_here = wrong
+if kind == "rlimit": trainer.activation_bytes = lambda *_: 0 # Nothing to look ahead with: only running out tells
+names = sorted({m.category for m in parts["train"]})
+trained = trainer.train_categories(parts["train"], parts["validation"], names, how, tempfile.mkdtemp())
+print(json.dumps([trained.memory_events, max(r.get("eval_macro_f1", 0) for r in trained.history)]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["rlimit", "cgroup"])
+def test_a_machine_smaller_than_planned(kind: str) -> None:
+    """Under a real limit, training splits its updates and ends: after an allocation failed, or before a container kills it."""
+    folder = memory_cgroup(2**40) if kind == "cgroup" else None
+    if kind == "cgroup" and folder is None:
+        pytest.skip("this user may not make cgroups here")
+    try:
+        done = subprocess.run([sys.executable, "-c", LIMITED, kind, str(folder)], capture_output=True, text=True, check=False)
+    finally:
+        if folder:
+            folder.rmdir()
+    assert done.returncode == 0, done.stderr[-2000:]
+    events, macro_f1 = json.loads(done.stdout.splitlines()[-1])
+    assert {e["why"] for e in events} >= {"an update ran out of memory" if kind == "rlimit" else "a part would not fit"}
+    assert macro_f1 > 0.2
+
+
 def small_reader(**changes: Any) -> EmailTRMForSequenceClassification:
     """A small model with a reader and without chance: no dropout, nothing hidden, no exploration."""
     torch.manual_seed(0)

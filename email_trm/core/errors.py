@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EmailTRMError', 'ConfigError', 'SourceError', 'RecordError', 'DataError', 'ModelError', 'GateError', 'PipelineError',
-           'suggest', 'exit_with_code']
+           'ResourceError', 'suggest', 'exit_with_code']
 
 # %% ../../nbs/core/00_errors.ipynb #cd6b08cf
 class EmailTRMError(Exception):
@@ -62,6 +62,12 @@ class PipelineError(EmailTRMError):
     """A pipeline notebook that failed while it ran."""
 
     exit_code = 6
+
+# %% ../../nbs/core/00_errors.ipynb #618b71d0
+class ResourceError(EmailTRMError):
+    """The machine has too little memory or disk to go on."""
+
+    exit_code = 7
 
 # %% ../../nbs/core/00_errors.ipynb #df681287
 import functools

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SENDERS', 'LARGEST', 'check_vocabulary', 'default_recipe', 'train_default', 'quoted_results', 'model_card',
-           'write_default', 'main']
+           'write_default', 'recalibrate', 'main']
 
-# %% ../../nbs/serving/02_default.ipynb #44f6d50a
+# %% ../../nbs/serving/02_default.ipynb #230baf7d
 import argparse
 import json
 import re
@@ -26,11 +26,11 @@ from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import SPECIAL, shared_words
 from ..evaluation.peers import shown
-from ..mail.message import Email
+from ..mail.message import Email, language_of
 from ..mail.readers import read_emails
-from ..trm.files import quiet, save_model
+from ..trm.files import load_model, quiet, save_model
 from ..training.teacher import Lesson, lesson, load_taught
-from ..training.trainer import Recipe, Taught, Trained, recipe, train_categories
+from ..training.trainer import Recipe, Taught, Trained, calibrate, dataset_for, recipe, train_categories
 
 # %% ../../nbs/serving/02_default.ipynb #e5142295
 SENDERS = 5 # Least number of senders that use a word the model knows
@@ -135,12 +135,11 @@ def quoted_results(
     head = f"{note}{where} (`reports/benchmark`{'; mean ± half of the 95 % t-interval over the splits' * several})"
     return "\n".join([head, "", "| measure | value |", "|---|---|", *rows])
 
-# %% ../../nbs/serving/02_default.ipynb #d33e1891
+# %% ../../nbs/serving/02_default.ipynb #71487522
 def model_card(
     trained: Trained, # The model
     data: Lesson, # What it was trained on
-    taught: Taught, # Unlabelled mail
-    facts: dict[str, Any], # size, seed, evidence
+    facts: dict[str, Any], # unlabelled, size, seed, evidence
 ) -> str: # Markdown with a YAML head
     """The card of the model in the box."""
     verified = [*data.train, *data.test]
@@ -148,17 +147,17 @@ def model_card(
     sources, c = to_frame(verified)["source"].value_counts(), trained.model.config
     return _CARD.format(categories=", ".join(data.categories), size=facts["size"],
         parameters=trained.model.num_parameters(), counted=trained.model.evidence.weight.numel() if trained.model.evidence else 0,
-        verified=len(verified), unlabelled=len(taught.mails), validation=len(data.validation), seed=facts["seed"], date=utc_now()[:10],
+        verified=len(verified), unlabelled=facts["unlabelled"], validation=len(data.validation), seed=facts["seed"], date=utc_now()[:10],
         languages=", ".join(f"{k} {v:,}" for k, v in languages.items()), sources=", ".join(f"{k} {v:,}" for k, v in sources.items()),
         entries=len(trained.tokenizer), senders=SENDERS, turkish=languages.get("tr", 0) / len(verified),
         reader=_READER.format(layers=c.reader_layers) if c.reader_layers else "", closely=f", closely only {c.reader_tokens} of the mail" *
             bool(c.reader_layers), tokens=c.body_tokens, results=quoted_results(Path(facts["evidence"])))
 
-# %% ../../nbs/serving/02_default.ipynb #c34d754a
+# %% ../../nbs/serving/02_default.ipynb #f0a3ae35
 def write_default(
     trained: Trained, # The model
     data: Lesson, # What it was trained on
-    taught: Taught, # Unlabelled mail
+    unlabelled: int, # Mails with soft labels it was trained on
     target: Path, # Model folder; replaced when the new one is complete
     seed: int, # Seed of the training
     evidence: Path, # metrics.json of the benchmark
@@ -169,10 +168,10 @@ def write_default(
     save_model(trained.model, trained.tokenizer, new, half=True)
     size = sum(p.stat().st_size for p in new.iterdir()) / 1e6
     if size > LARGEST: raise DataError(f"the model has {size:.1f} MB, more than {LARGEST:.0f}", "train a smaller one")
-    facts = {"size": size, "seed": seed, "evidence": str(evidence)}
-    with atomic_write(new / "README.md") as out: out.write(model_card(trained, data, taught, facts))
+    facts = {"unlabelled": unlabelled, "size": size, "seed": seed, "evidence": str(evidence)}
+    with atomic_write(new / "README.md") as out: out.write(model_card(trained, data, facts))
     record = {"format": 1, "created": utc_now(), "seed": seed, "size_mb": size, "verified": len(data.train) + len(data.test),
-        "validation": len(data.validation), "unlabelled": len(taught.mails), "minutes": trained.seconds / 60,
+        "validation": len(data.validation), "unlabelled": unlabelled, "minutes": trained.seconds / 60,
         "validation_history": [h for h in trained.history if "eval_macro_f1" in h], "thresholds": trained.thresholds,
         "machine": machine(), "versions": versions()}
     write_json(new / "training.json", record)
@@ -180,7 +179,21 @@ def write_default(
     new.replace(target)
     return record
 
-# %% ../../nbs/serving/02_default.ipynb #0161b54f
+# %% ../../nbs/serving/02_default.ipynb #86fee69c
+def recalibrate(
+    target: Path, # Folder of the model in the box; replaced when the new one is complete
+    data: Lesson, # The split it was trained on; only the validation part is read
+    evidence: Path, # metrics.json of the benchmark
+) -> dict[str, Any]: # What training.json holds
+    """Fit trust, biases, temperatures and the asking threshold again, and write the folder anew."""
+    before: dict[str, Any] = json.loads((target / "training.json").read_text(encoding="utf-8"))
+    model, tokenizer = load_model(target)
+    checked = dataset_for(model, tokenizer, data.validation, data.categories)
+    table = calibrate(model, checked, halting=False, languages=[language_of(m) for m in data.validation])
+    same = Trained(model, tokenizer, before["validation_history"], 60 * before["minutes"], table)
+    return write_default(same, data, before["unlabelled"], target, before["seed"], evidence)
+
+# %% ../../nbs/serving/02_default.ipynb #3439abdf
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
@@ -188,22 +201,27 @@ def main(
     """Train the model in the box. A killed run goes on when started again with the same `--work`."""
     parser = argparse.ArgumentParser(prog="python -m email_trm.serving.default", description="Train the model that comes with the package.")
     parser.add_argument("--source", required=True, help="verified mail")
-    parser.add_argument("--unlabelled", nargs="+", required=True, help="the mail the teacher labelled")
-    parser.add_argument("--teacher", required=True, help="folder that python -m email_trm.training.teacher wrote")
+    parser.add_argument("--recalibrate", action="store_true", help="do not train: calibrate the model in --output again")
+    parser.add_argument("--unlabelled", nargs="+", default=[], help="the mail the teacher labelled")
+    parser.add_argument("--teacher", default="", help="folder that python -m email_trm.training.teacher wrote")
     parser.add_argument("--split", default="group", help="the teacher's split")
     parser.add_argument("--seed", type=int, default=0, help="seed of the teacher's split, and of this training")
     parser.add_argument("--warm-start", default=None, help="encoder that lends the model some layers: minilm, or a model folder")
-    parser.add_argument("--work", required=True, help="folder for checkpoints")
+    parser.add_argument("--work", default="", help="folder for checkpoints")
     parser.add_argument("--output", default="email_trm/models/default", help="model folder")
     parser.add_argument("--evidence", default="reports/benchmark/metrics.json", help="scores the card quotes")
     options = parser.parse_args(argv)
+    if not (options.recalibrate or (options.unlabelled and options.teacher and options.work)):
+        parser.error("training needs --unlabelled, --teacher and --work")
     quiet()
+    target, evidence = Path(options.output), Path(options.evidence)
     more = (m for source in options.unlabelled for m in read_emails(source))
     data = lesson(EmailDatasetManager(options.source).load(), more, options.split, options.seed)
+    if options.recalibrate: return print(f"calibrated again: {recalibrate(target, data, evidence)['size_mb']:.1f} MB")
     taught = load_taught(data, options.teacher)
     how = default_recipe(len(data.train) + len(data.test) + len(taught.mails), options.warm_start)
     trained = train_default(data, taught, how, Path(options.work), options.seed)
-    record = write_default(trained, data, taught, Path(options.output), options.seed, Path(options.evidence))
+    record = write_default(trained, data, len(taught.mails), target, options.seed, evidence)
     print(f"{options.output}: {record['size_mb']:.1f} MB, trained in {record['minutes']:.1f} minutes")
 
 # %% ../../nbs/serving/02_default.ipynb #9dbf4fed

@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'WARM', 'ema_decay', 'average_of', 'Progress', 'parameter_
            'Trained', 'Taught', 'build_model', 'learn_evidence', 'learn_vocabulary', 'footprint_of', 'plan_here',
            'plan_ahead', 'train_categories', 'record_steps', 'calibrate']
 
-# %% ../../nbs/training/00_trainer.ipynb #edeab37d
+# %% ../../nbs/training/00_trainer.ipynb #5feeaac7
 import contextlib
 import json
 import math
@@ -38,7 +38,8 @@ from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import Budget, Encoded, collate, encode, only_words, segment_texts, shared_words, train_tokenizer
 from ..hardware.detect import HardwareDetector, MachineSpecs
-from ..hardware.plan import Footprint, TrainingPlan, plan_training
+from ..hardware.memory import MemoryManager, release_memory
+from ..hardware.plan import Footprint, TrainingPlan, activation_bytes, plan_training
 from ..mail.message import Email, language_of
 from ..trm.calibration import (coverage_curve, fit_bias, fit_language_temperatures, fit_temperature, fit_threshold, fit_trust,
     halting_steps, probabilities, temperatures_for, threshold_for, threshold_table)
@@ -99,12 +100,14 @@ def parameter_groups(
     for p in model.parameters(): groups["lent" if id(p) in lent else "tables" if id(p) in tables else "rest"].append(p)
     return {name: found for name, found in groups.items() if found}
 
-# %% ../../nbs/training/00_trainer.ipynb #0c5d04b5
+# %% ../../nbs/training/00_trainer.ipynb #2f94fa9a
 class TRMTrainer(Trainer):
     """`Trainer` that evaluates, saves and selects the moving average of the weights."""
 
-    def __init__(self, *args: Any, ema: float = 0.999, embedding_rate: float = 1.0, reader_rate: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ema: float = 0.999, embedding_rate: float = 1.0, reader_rate: float = 1.0,
+        memory: MemoryManager | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.memory, self.share = memory, 1.0 # Who splits updates; share of the update that is being learned
         for shown in (ProgressCallback, PrinterCallback): self.remove_callback(shown)
         self.embedding_rate, self.reader_rate, self.average = embedding_rate, reader_rate, average_of(self.net, ema)
 
@@ -118,10 +121,20 @@ class TRMTrainer(Trainer):
                 for name, found in parameter_groups(self.net).items()], **options)
         return self.optimizer
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; the average takes in the weights as the last optimiser update left them."""
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One step, in as many parts as memory asks for; the average takes in the weights as the last optimiser update left them."""
         if self.state.global_step > int(self.average.n_averaged): self.average.update_parameters(self.net)
-        return super().training_step(*args, **kwargs)
+        if self.memory is None: return super().training_step(model, inputs, num_items_in_batch)
+        def learn(piece: dict[str, Tensor], share: float) -> Tensor:
+            self.share = share
+            try: return Trainer.training_step(self, model, piece, num_items_in_batch)
+            finally: self.share = 1.0
+        return self.memory.update(inputs, learn, model.zero_grad)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss, times the share of the update that is being learned."""
+        found = super().compute_loss(*args, **kwargs)
+        return found if self.share == 1.0 else cast(Tensor, found) * self.share
 
     @property
     def net(self) -> nn.Module:
@@ -149,6 +162,11 @@ class TRMTrainer(Trainer):
         Path(output_dir or ".").mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, Path(output_dir or ".") / "raw.safetensors")
         with self.averaged(): super()._save(output_dir, None)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, once the memory of training is given back."""
+        release_memory()
+        super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the average, then the weights in training."""
@@ -358,27 +376,26 @@ def validation_scores(
     predicted, labels = np.asarray(prediction.predictions[0]).argmax(-1), prediction.label_ids
     return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0)}
 
-# %% ../../nbs/training/00_trainer.ipynb #47439dee
+# %% ../../nbs/training/00_trainer.ipynb #aca71f01
 def training_arguments(
     recipe: Recipe, # Hyperparameters
     folder: str | Path, # Where checkpoints go
     seed: int, # Seed of shuffling, dropout and exploration
-    plan: TrainingPlan | None = None, # How this machine splits a batch; not at all if left out
+    plan: TrainingPlan | None = None, # Says how many mails are answered at once
 ) -> TrainingArguments:
     """`TrainingArguments` for a recipe: evaluate and save every epoch, keep the best, report to nobody.
 
     Batches are drawn at random. Batches of one length would save padding, but mails of a length are alike: each would pull its own way.
     Training runs on the processor, also where there is a GPU: the model is small, and nobody has tried it elsewhere yet.
     """
-    batch, parts, quiet_batch = (plan.batch_size, plan.accumulation, plan.evaluation_batch) if plan else (recipe.batch_size, 1, 128)
-    return TrainingArguments(output_dir=str(folder), num_train_epochs=recipe.epochs, per_device_train_batch_size=batch,
-        gradient_accumulation_steps=parts, per_device_eval_batch_size=quiet_batch, learning_rate=recipe.learning_rate,
+    return TrainingArguments(output_dir=str(folder), num_train_epochs=recipe.epochs, per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=plan.evaluation_batch if plan else 128, learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup, weight_decay=recipe.weight_decay, adam_beta2=0.95, lr_scheduler_type="cosine", max_grad_norm=1.0,
         eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, logging_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="macro_f1", greater_is_better=True, seed=seed, data_seed=seed, report_to="none", disable_tqdm=True,
         dataloader_pin_memory=False, use_cpu=True)
 
-# %% ../../nbs/training/00_trainer.ipynb #56dfc36b
+# %% ../../nbs/training/00_trainer.ipynb #9e26bed5
 @dataclass
 class Trained:
     """What a training gives."""
@@ -389,6 +406,7 @@ class Trained:
     seconds: float # Wall-clock of training and calibration
     thresholds: list[dict[str, float]] # What each halting threshold costs and gives on validation mail
     plan: TrainingPlan | None = None # How this machine trained it
+    memory_events: list[dict[str, Any]] = field(default_factory=list) # Where memory forced another split; see `hardware.memory`
 
 # %% ../../nbs/training/00_trainer.ipynb #59de8f8b
 class Taught(NamedTuple):
@@ -478,7 +496,7 @@ def plan_ahead(
     with torch.device("meta"): model = EmailTRMForSequenceClassification(config)
     return plan_training(specs, footprint_of(model), recipe.batch_size, mails, psutil.Process().memory_info().rss)
 
-# %% ../../nbs/training/00_trainer.ipynb #a029844c
+# %% ../../nbs/training/00_trainer.ipynb #a4f72ce2
 def train_categories(
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for early stopping
@@ -506,12 +524,14 @@ def train_categories(
     plan = plan_here(model, recipe, len(train) + len(more.mails), Path(folder))
     torch.set_num_threads(plan.threads)
     if plan.checkpointing: model.activation_checkpointing_enable({"use_reentrant": False})
+    per_mail = activation_bytes(footprint_of(model), plan.checkpointing)
+    memory = MemoryManager(recipe.batch_size, plan.accumulation, plan.memory_budget, per_mail)
     trainer = TRMTrainer(model=model, args=training_arguments(recipe, folder, seed, plan), train_dataset=learned, eval_dataset=checked,
         data_collator=collate, compute_metrics=validation_scores, ema=recipe.ema, embedding_rate=recipe.embedding_rate,
-        reader_rate=recipe.reader_rate, callbacks=[Progress(label), EarlyStoppingCallback(recipe.patience)])
+        reader_rate=recipe.reader_rate, memory=memory, callbacks=[Progress(label), EarlyStoppingCallback(recipe.patience)])
     trainer.train(resume_from_checkpoint=newest_checkpoint(Path(folder)))
     table = calibrate(model.eval(), checked, recipe.halting, [language_of(m) for m in validation])
-    return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table, plan)
+    return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table, plan, memory.events)
 
 # %% ../../nbs/training/00_trainer.ipynb #c81af1c1
 @torch.inference_mode()
