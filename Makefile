@@ -33,7 +33,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-benchmark evidence-reasoning clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -159,9 +159,13 @@ train-default: $(TEACHER) ## Train the model in the box again (after evidence-te
 recalibrate-default: $(CORE) ## Fit the confidence of the model in the box again, without training (a minute)
 	@$(BIN)/python -m email_trm.serving.default --recalibrate --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --seed $${SEED:-0}
 
-evidence-owner: $(CORE) build/evidence/enron.parquet ## Make reports/owner again: the latest of each mailbox, at its natural frequency (10 minutes)
-	@$(BIN)/python -m email_trm.evaluation.owner --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
+evidence-owner: $(TEACHER) build/evidence/enron.parquet ## Make reports/owner again: the latest of each mailbox, at its natural frequency (15 minutes)
+	@$(BIN)/python -m email_trm.evaluation.owner --warm-start minilm --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
 	  --corpus "$${MORE:-../shared/data/weak-categories.jsonl.gz}" build/evidence/enron.parquet --output reports/owner
+
+evidence-explanations: $(CORE) ## Make reports/explanations again: are the words that an explanation names what counted? (after evidence-students)
+	@$(BIN)/python -m email_trm.evaluation.explanations build/evidence/students-$${SEED:-0}/taught-$${SEED:-0}/model \
+	  --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --split-seed $${SEED:-0} --output reports/explanations --overwrite
 
 evidence-benchmark: $(TEACHER) ## Make reports/benchmark again: EmailTRM beside its peers (PEERS=, SEEDS= choose; goes on where it stopped)
 	@$(BIN)/papermill nbs/pipelines/benchmark.ipynb build/evidence/benchmark.ipynb \

@@ -50,6 +50,7 @@ EXTRA = {
 }
 PAGES = {"CONTRIBUTING.md": "project/contributing.md", "data/README.md": "project/data.md", "reports/README.md": "project/reports.md",
     "reports/benchmark/README.md": "project/benchmark.md", "reports/students/README.md": "project/students.md",
+    **{f"reports/students/split-{i}/README.md": f"project/students-{i}.md" for i in range(3)},
     "email_trm/models/default/README.md": "project/model-card.md"}
 PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
 MIMES = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]

@@ -116,7 +116,7 @@ def owner_markdown(
         "The threshold was chosen on validation mail. Made by `python -m email_trm.evaluation.owner`.", ""]
     return "\n".join(lines)
 
-# %% ../../nbs/evaluation/12_owner.ipynb #c052424e
+# %% ../../nbs/evaluation/12_owner.ipynb #2294e56c
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
@@ -127,13 +127,15 @@ def main(
     parser.add_argument("--corpus", nargs="*", default=[], help="the full corpus, labelled or not; --source is always part of it")
     parser.add_argument("--output", default="reports/owner", help="folder of the report")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--warm-start", default=None, help="encoder that lends the model some layers: minilm, or a model folder")
     options = parser.parse_args(argv)
     quiet()
     manager = EmailDatasetManager(options.source).load()
     parts = {p: to_mails(f) for p, f in manager.split("recent", options.seed).parts.items()}
     names = manager.taxonomy.names
     with tempfile.TemporaryDirectory() as tmp:
-        trained = train_categories(parts["train"], parts["validation"], names, recipe("quick", len(parts["train"])), tmp, options.seed)
+        how = recipe("quick", len(parts["train"]), warm_start=options.warm_start)
+        trained = train_categories(parts["train"], parts["validation"], names, how, tmp, options.seed)
     frames = {p: student_frame(trained, parts[p], names) for p in ("validation", "test")}
     labelled = [m for mails in parts.values() for m in mails]
     seen = {m.id for m in labelled} | {m.message_id for m in labelled if m.message_id}
@@ -145,11 +147,13 @@ def main(
     scores = owner_scores(frames["validation"], frames["test"], by_part)
     target = Path(options.output)
     target.mkdir(parents=True, exist_ok=True)
-    note = f"{'**The mail is synthetic.** ' if manager.synthetic else ''}EmailTRM learned from {len(parts['train']):,} mails and was " \
+    model = f"EmailTRM{f' (warm start {Path(options.warm_start).name})' if options.warm_start else ''}"
+    note = f"{'**The mail is synthetic.** ' if manager.synthetic else ''}{model} learned from {len(parts['train']):,} mails and was " \
         f"tested on the latest of each mailbox, {len(parts['test']):,} mails that stand for {by_part['test'].sum():,.0f} of a corpus " \
         f"of {len(labelled) + len(more):,}. Seed {options.seed}, data {manager.statistics()['fingerprint']}, {utc_now()[:10]}."
     write_json(target / "metrics.json", {"format": 1, "created": utc_now(), "synthetic": manager.synthetic, "seed": options.seed,
-        "fingerprint": manager.statistics()["fingerprint"], "scores": scores, "machine": machine(), "versions": versions()})
+        "warm_start": options.warm_start, "fingerprint": manager.statistics()["fingerprint"], "scores": scores,
+        "machine": machine(), "versions": versions()})
     save_png(plot_coverage(frames["test"], by_part["test"], manager.synthetic), target / "coverage.png", "Accuracy by share answered")
     with atomic_write(target / "README.md") as out: out.write(owner_markdown(scores, note))
     print(owner_markdown(scores, note))
