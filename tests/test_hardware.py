@@ -5,14 +5,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from email_trm.core.errors import ResourceError
+from email_trm.data.manager import EmailDatasetManager
+from email_trm.data.schema import to_mails
 from email_trm.hardware import detect
 from email_trm.hardware.detect import HardwareDetector
+from email_trm.hardware.monitor import ResourceMonitor, Sample
+from email_trm.training.trainer import Progress, Watch, newest_checkpoint, recipe, train_categories
 from email_trm.trm.config import EmailTRMConfig
 from email_trm.trm.model import EmailTRMForSequenceClassification
 
@@ -237,6 +244,49 @@ def test_a_machine_smaller_than_planned(kind: str) -> None:
     events, macro_f1 = json.loads(done.stdout.splitlines()[-1])
     assert {e["why"] for e in events} >= {"an update ran out of memory" if kind == "rlimit" else "a part would not fit"}
     assert macro_f1 > 0.2
+
+
+def test_a_full_disk_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little disk ends a training with a typed error. With room again it goes on, to the same weights as without the stop."""
+    manager = EmailDatasetManager("sample").load()
+    parts = {k: to_mails(v) for k, v in manager.split("random", 0).parts.items()}
+    names = sorted({str(m.category) for m in parts["train"]})
+    how = replace(recipe("quick", 300), epochs=2, vocab_size=1500, model={"hidden_size": 32, "pair_buckets": 512, "body_tokens": 40})
+
+    def train(folder: Path) -> dict[str, torch.Tensor]:
+        return train_categories(parts["train"][:300], parts["validation"], names, how, folder).model.state_dict()
+
+    whole = train(tmp_path / "whole")
+    look, updates = ResourceMonitor.tick, 300 // how.batch_size
+
+    def full(monitor: ResourceMonitor, mails: int) -> Sample | None:
+        """The disk fills up after one epoch and a half."""
+        monitor.every, monitor.disk = 0.0, 10**18 if monitor.mails >= 1.5 * updates * how.batch_size else 0
+        return look(monitor, mails)
+
+    monkeypatch.setattr(ResourceMonitor, "tick", full)
+    with pytest.raises(ResourceError, match="goes on where it stopped"):
+        train(tmp_path / "stopped")
+    monkeypatch.setattr(ResourceMonitor, "tick", look)
+    assert newest_checkpoint(tmp_path / "stopped")
+    for name, value in train(tmp_path / "stopped").items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_it_eases_off_and_recovers(tmp_path: Path) -> None:
+    """Throttled: half the threads. Calm again: all of them."""
+    monitor = ResourceMonitor(tmp_path, every=0.0, calm=1)
+    advice = iter(["ease", "go"])
+    monitor.advise = lambda *_: next(advice)  # type: ignore[method-assign]
+    before, watch = torch.get_num_threads(), Watch(monitor, 4, Progress(), pause=0.0)
+    seen = []
+    try:
+        for _ in range(2):
+            watch.on_step_end(SimpleNamespace(per_device_train_batch_size=8), None, SimpleNamespace())
+            seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2, 4]
 
 
 def small_reader(**changes: Any) -> EmailTRMForSequenceClassification:
