@@ -624,6 +624,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'email_trm/evaluation/plots.py'),
                                             'email_trm.evaluation.plots.plot_reliability': ( 'evaluation/plots.html#plot_reliability',
                                                                                              'email_trm/evaluation/plots.py'),
+                                            'email_trm.evaluation.plots.plot_resources': ( 'evaluation/plots.html#plot_resources',
+                                                                                           'email_trm/evaluation/plots.py'),
                                             'email_trm.evaluation.plots.plot_steps': ( 'evaluation/plots.html#plot_steps',
                                                                                        'email_trm/evaluation/plots.py'),
                                             'email_trm.evaluation.plots.png_data_uri': ( 'evaluation/plots.html#png_data_uri',

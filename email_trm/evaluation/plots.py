@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'GRID', 'BLUE', 'ORANGE', 'GREEN', 'new_figure', 'tidy', 'plot_confusion', 'plot_per_category',
-           'interval_bars', 'plot_reliability', 'plot_steps', 'history_series', 'plot_history', 'save_png',
-           'png_data_uri', 'describe', 'draw_split']
+           'interval_bars', 'plot_reliability', 'plot_steps', 'history_series', 'plot_history', 'plot_resources',
+           'save_png', 'png_data_uri', 'describe', 'draw_split']
 
 # %% ../../nbs/evaluation/01_plots.ipynb #49cba6e1
 from base64 import b64encode
@@ -190,6 +190,24 @@ def plot_history(
     for ax, label in ((left, "loss"), (right, "on the validation split")):
         tidy(ax, "epoch", label)
         if ax.lines: ax.legend(frameon=False, fontsize=11)
+    return fig
+
+# %% ../../nbs/evaluation/01_plots.ipynb #a67dcc12
+def plot_resources(
+    samples: Sequence[Mapping[str, Any]], # From `ResourceMonitor`: seconds, mails_per_second, rss, temperature, advice
+    title: str = "The machine while it trained", # What the figure shows
+    synthetic: bool = False, # Is the mail made up?
+) -> Figure:
+    """Mails per second and memory over time, and temperature where there is a sensor. Times of easing off are shaded."""
+    frame = pd.DataFrame(list(samples))
+    rows = [("mails_per_second", "mails/s", 1.0, BLUE), ("rss", "memory, GB", 1e-9, GREEN)]
+    if frame["temperature"].notna().any(): rows.append(("temperature", "°C", 1.0, ORANGE))
+    fig = new_figure(title, synthetic, height=1.2 + 1.6 * len(rows))
+    for ax, (key, label, unit, color) in zip(fig.subplots(len(rows), 1, sharex=True), rows, strict=True):
+        ax.plot(frame["seconds"] / 60, frame[key] * unit, color=color, linewidth=1.8)
+        for at in frame.loc[frame["advice"] == "ease", "seconds"] / 60: ax.axvspan(at - 0.04, at + 0.04, color=GRID, zorder=0)
+        ax.set_ylim(bottom=0)
+        tidy(ax, "minutes" if key == rows[-1][0] else "", label)
     return fig
 
 # %% ../../nbs/evaluation/01_plots.ipynb #29815dd2

@@ -124,23 +124,23 @@ def spare_checkpoints(
     for path in spare: shutil.rmtree(path, ignore_errors=True)
     return len(spare)
 
-# %% ../../nbs/training/00_trainer.ipynb #e0a2574c
+# %% ../../nbs/training/00_trainer.ipynb #27561ae5
 class Watch(TrainerCallback):
     """Eases off and stops as a `ResourceMonitor` advises, and shows the rate behind the bar."""
 
     def __init__(self, monitor: ResourceMonitor, threads: int, progress: Progress, pause: float = 1.0) -> None:
         self.monitor, self.threads, self.progress, self.pause = monitor, threads, progress, pause # Pause in seconds, after each look
-        self.stopped = False # Whether training ended for want of disk
+        self.easing = self.stopped = False # Whether it goes easy now; whether training ended for want of disk
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look, and act."""
         sample = self.monitor.tick(args.per_device_train_batch_size)
         if sample is None: return
-        heat = "" if sample.temperature is None else f", {sample.temperature:.0f} °C"
-        easing = sample.advice == "ease"
-        self.progress.say("machine", f"{sample.mails_per_second:.0f} mails/s, {sample.rss / 1e9:.1f} GB{heat}{', easing off' * easing}")
-        torch.set_num_threads(max(1, self.threads // 2) if easing else self.threads)
-        if easing: time.sleep(self.pause)
+        heat, before = "" if sample.temperature is None else f", {sample.temperature:.0f} °C", self.easing
+        self.easing = sample.advice == "ease"
+        self.progress.say("machine", f"{sample.mails_per_second:.0f} mails/s, {sample.rss / 1e9:.1f} GB{heat}{', easing off' * self.easing}")
+        if self.easing != before: torch.set_num_threads(max(1, self.threads // 2) if self.easing else self.threads)
+        if self.easing: time.sleep(self.pause)
         if sample.advice == "stop" and not (spare_checkpoints(self.monitor.folder) and self.monitor.look().advice != "stop"):
             control.should_training_stop = self.stopped = True
 
@@ -438,7 +438,7 @@ def training_arguments(
         metric_for_best_model="macro_f1", greater_is_better=True, seed=seed, data_seed=seed, report_to="none", disable_tqdm=True,
         dataloader_pin_memory=False, use_cpu=True)
 
-# %% ../../nbs/training/00_trainer.ipynb #13e9250c
+# %% ../../nbs/training/00_trainer.ipynb #54994581
 @dataclass
 class Trained:
     """What a training gives."""
@@ -451,6 +451,7 @@ class Trained:
     plan: TrainingPlan | None = None # How this machine trained it
     memory_events: list[dict[str, Any]] = field(default_factory=list) # Where memory forced another split; see `hardware.memory`
     resources: dict[str, Any] = field(default_factory=dict) # What the machine went through; see `hardware.monitor`
+    samples: list[dict[str, Any]] = field(default_factory=list) # The same, over time
 
 # %% ../../nbs/training/00_trainer.ipynb #59de8f8b
 class Taught(NamedTuple):
@@ -540,7 +541,7 @@ def plan_ahead(
     with torch.device("meta"): model = EmailTRMForSequenceClassification(config)
     return plan_training(specs, footprint_of(model), recipe.batch_size, mails, psutil.Process().memory_info().rss)
 
-# %% ../../nbs/training/00_trainer.ipynb #d9d34184
+# %% ../../nbs/training/00_trainer.ipynb #bddeed0a
 def train_categories(
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for early stopping
@@ -566,10 +567,10 @@ def train_categories(
     learned = MailDataset([*train, *more.mails], tokenizer, categories, budget, targets, opinions)
     checked = dataset_for(model, tokenizer, validation, categories)
     plan = plan_here(model, recipe, len(train) + len(more.mails), Path(folder))
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(min(plan.threads, torch.get_num_threads())) # Whoever asked torch for fewer wants fewer
     if plan.checkpointing: model.activation_checkpointing_enable({"use_reentrant": False})
     progress, per_mail = Progress(label), activation_bytes(footprint_of(model), plan.checkpointing)
-    watch = Watch(ResourceMonitor(Path(folder)), plan.threads, progress)
+    watch = Watch(ResourceMonitor(Path(folder)), torch.get_num_threads(), progress)
     memory = MemoryManager(recipe.batch_size, plan.accumulation, plan.memory_budget, per_mail)
     trainer = TRMTrainer(model=model, args=training_arguments(recipe, folder, seed, plan), train_dataset=learned, eval_dataset=checked,
         data_collator=collate, compute_metrics=validation_scores, ema=recipe.ema, embedding_rate=recipe.embedding_rate,
@@ -578,7 +579,7 @@ def train_categories(
     if watch.stopped: raise ResourceError("the disk is nearly full", "make room and start again: training goes on where it stopped")
     table = calibrate(model.eval(), checked, recipe.halting, [language_of(m) for m in validation])
     return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table, plan, memory.events,
-        watch.monitor.summary())
+        watch.monitor.summary(), [asdict(s) for s in watch.monitor.samples])
 
 # %% ../../nbs/training/00_trainer.ipynb #c81af1c1
 @torch.inference_mode()
