@@ -124,7 +124,7 @@ def spare_checkpoints(
     for path in spare: shutil.rmtree(path, ignore_errors=True)
     return len(spare)
 
-# %% ../../nbs/training/00_trainer.ipynb #27561ae5
+# %% ../../nbs/training/00_trainer.ipynb #cf3e6ef6
 class Watch(TrainerCallback):
     """Eases off and stops as a `ResourceMonitor` advises, and shows the rate behind the bar."""
 
@@ -138,7 +138,8 @@ class Watch(TrainerCallback):
         if sample is None: return
         heat, before = "" if sample.temperature is None else f", {sample.temperature:.0f} °C", self.easing
         self.easing = sample.advice == "ease"
-        self.progress.say("machine", f"{sample.mails_per_second:.0f} mails/s, {sample.rss / 1e9:.1f} GB{heat}{', easing off' * self.easing}")
+        state = f"{sample.rss / 1e9:.1f} GB{heat}{', easing off' * self.easing}"
+        self.progress.say("machine", f"{sample.mails_per_second:.0f} mails/s, {state}")
         if self.easing != before: torch.set_num_threads(max(1, self.threads // 2) if self.easing else self.threads)
         if self.easing: time.sleep(self.pause)
         if sample.advice == "stop" and not (spare_checkpoints(self.monitor.folder) and self.monitor.look().advice != "stop"):
