@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import torch
 
-# %% ../../nbs/hardware/00_detect.ipynb #65482f23
+# %% ../../nbs/hardware/00_detect.ipynb #2089bcd2
 @dataclass(frozen=True)
 class MachineSpecs:
     """What a machine is. Memory and disk in bytes; None is unknown."""
@@ -44,7 +44,7 @@ class MachineSpecs:
     swap_total: int | None = None # Bytes
     accelerator: str = "cpu" # cuda, mps or cpu
     accelerator_name: str | None = None # Name of the card
-    bf16: bool = False # Whether bf16 is multiplied in hardware
+    bf16: bool = False # Whether the processor multiplies bf16 in hardware
     features: tuple[str, ...] = () # Instruction sets that matter: amx_bf16, avx512_bf16, avx512_vnni, avx2, neon
     battery: float | None = None # Percent, None without one
     on_mains: bool | None = None # None without a battery
@@ -221,25 +221,26 @@ def cgroup_folders(
 # %% ../../nbs/hardware/00_detect.ipynb #0a354cd8
 Reader = Callable[[str], str | None] # Path -> text, or None
 
-# %% ../../nbs/hardware/00_detect.ipynb #9430d5cb
+# %% ../../nbs/hardware/00_detect.ipynb #da51eb80
 def container_limits(
     read: Reader = read_text, # Reads system files
-) -> dict[str, Any]: # memory (bytes), used (bytes that cannot be freed), cores; None where there is no limit
+) -> dict[str, Any]: # memory (bytes), left (bytes still to be had), cores; None where there is no limit
     """The strictest limits on this process. What the kernel holds as cache can be freed, so it does not count as used."""
     own = read("/proc/self/cgroup")
-    memory, used = None, None
+    memory, left = None, None
     for folder in cgroup_folders(own, "memory"):
         limit = parse_limit(read(f"{folder}/memory.max") or read(f"{folder}/memory.limit_in_bytes"))
-        if limit is None or (memory is not None and limit >= memory): continue
-        taken = whole(read(f"{folder}/memory.current") or read(f"{folder}/memory.usage_in_bytes"))
+        if limit is None: continue
+        taken = whole(read(f"{folder}/memory.current") or read(f"{folder}/memory.usage_in_bytes")) or 0
         state = dict(line.split(" ", 1) for line in (read(f"{folder}/memory.stat") or "").splitlines() if " " in line)
-        cache = whole(state.get("inactive_file") or state.get("total_inactive_file")) or 0
-        memory, used = limit, None if taken is None else max(taken - cache, 0)
+        cache = whole(state.get("total_inactive_file") or state.get("inactive_file")) or 0 # Version 1 has both: own, and with children
+        memory = limit if memory is None else min(memory, limit)
+        left = min(limit if left is None else left, max(limit - max(taken - cache, 0), 0))
     quotas = []
     for folder in cgroup_folders(own, "cpu"):
         quota = parse_quota(read(f"{folder}/cpu.max") or f"{read(f'{folder}/cpu.cfs_quota_us')} {read(f'{folder}/cpu.cfs_period_us')}")
         if quota: quotas.append(quota)
-    return {"memory": memory, "used": used, "cores": min(quotas, default=None)}
+    return {"memory": memory, "left": left, "cores": min(quotas, default=None)}
 
 # %% ../../nbs/hardware/00_detect.ipynb #38f44347
 def has_bf16() -> bool: # Whether this processor multiplies bf16 matrices in hardware
@@ -247,15 +248,14 @@ def has_bf16() -> bool: # Whether this processor multiplies bf16 matrices in har
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
-# %% ../../nbs/hardware/00_detect.ipynb #cddddd3e
-def accelerator() -> dict[str, Any]: # accelerator, accelerator_name, bf16
-    """The device that torch would train on."""
-    if torch.cuda.is_available():
-        return {"accelerator": "cuda", "accelerator_name": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported()}
-    if torch.backends.mps.is_available(): return {"accelerator": "mps", "bf16": torch.backends.mps.is_macos_or_newer(14, 0)}
-    return {"accelerator": "cpu", "bf16": has_bf16()}
+# %% ../../nbs/hardware/00_detect.ipynb #4e2b630d
+def accelerator() -> dict[str, Any]: # accelerator, accelerator_name, bf16 of the processor
+    """The device that torch could train on."""
+    found = {"accelerator": "mps" if torch.backends.mps.is_available() else "cpu", "bf16": has_bf16()}
+    if torch.cuda.is_available(): found |= {"accelerator": "cuda", "accelerator_name": torch.cuda.get_device_name(0)}
+    return found
 
-# %% ../../nbs/hardware/00_detect.ipynb #cb377adf
+# %% ../../nbs/hardware/00_detect.ipynb #23f18cee
 class HardwareDetector:
     """Finds out what this machine is. Never raises: what cannot be found out stays None, and `unknown` says why."""
 
@@ -318,13 +318,13 @@ class HardwareDetector:
 
     def limits(self, found: dict[str, Any]) -> dict[str, Any]:
         """The same, within what a container allows this process."""
-        allowed = container_limits(self.read) if self.system == "Linux" else {"memory": None, "used": None, "cores": None}
+        allowed: dict[str, Any] = container_limits(self.read) if self.system == "Linux" else {"memory": None, "left": None, "cores": None}
         own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else found.get("logical_cores")
         cores = [c for c in (own, allowed["cores"]) if c]
         found = found | {"usable_cores": float(min(cores)) if cores else None}
         limit, total = allowed["memory"], found.get("memory_total")
         if limit is None or (total is not None and limit >= total): return found
-        left = max(limit - (allowed["used"] or 0), 0)
+        left: int = allowed["left"]
         return found | {"memory_limit": limit, "memory_total": limit, "memory_available": min(left, found.get("memory_available") or left)}
 
 # %% ../../nbs/hardware/00_detect.ipynb #7d598d71

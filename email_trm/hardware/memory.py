@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MemoryState', 'parse_pressure', 'memory_now', 'out_of_memory', 'release_memory', 'pieces', 'MemoryManager']
 
-# %% ../../nbs/hardware/02_memory.ipynb #d4490d53
+# %% ../../nbs/hardware/02_memory.ipynb #570435ce
 import contextlib
 import ctypes
 import gc
@@ -21,7 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from ..core.errors import ResourceError
-from .detect import Reader, container_limits, read_text
+from .detect import Reader, cgroup_folders, container_limits, read_text
 
 # %% ../../nbs/hardware/02_memory.ipynb #58e62190
 @dataclass(frozen=True)
@@ -40,21 +40,25 @@ def parse_pressure(
     found = re.search(r"^some avg10=([\d.]+)", text or "", re.MULTILINE)
     return float(found[1]) if found else None
 
-# %% ../../nbs/hardware/02_memory.ipynb #bf9501ab
+# %% ../../nbs/hardware/02_memory.ipynb #44c5fac2
 def memory_now(
     read: Reader = read_text, # Reads system files
 ) -> MemoryState:
     """How things stand."""
     allowed, left = container_limits(read), psutil.virtual_memory().available
-    if allowed["memory"] is not None: left = min(left, max(allowed["memory"] - (allowed["used"] or 0), 0))
-    return MemoryState(psutil.Process().memory_info().rss, left, parse_pressure(read("/proc/pressure/memory")))
+    if allowed["left"] is not None: left = min(left, allowed["left"])
+    own = next(cgroup_folders(read("/proc/self/cgroup"), "memory"), "") # A neighbour's want is not ours
+    waits = parse_pressure(read(f"{own}/memory.pressure") or read("/proc/pressure/memory"))
+    return MemoryState(psutil.Process().memory_info().rss, left, waits)
 
-# %% ../../nbs/hardware/02_memory.ipynb #683c37e5
+# %% ../../nbs/hardware/02_memory.ipynb #bfcc51cd
 def out_of_memory(
     error: BaseException, # Whatever was raised
 ) -> bool: # Whether a smaller part might help
     """Is this a lack of memory?"""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)): return True
+    words = ("not enough memory", "could not create a memory", "bad_alloc", "Cannot allocate memory")
+    return isinstance(error, RuntimeError) and (should_reduce_batch_size(error) or any(w in str(error) for w in words))
 
 # %% ../../nbs/hardware/02_memory.ipynb #44b76274
 def release_memory() -> None:
@@ -72,7 +76,7 @@ def pieces(
     for piece in zip(*(value.chunk(parts) for value in batch.values()), strict=True):
         yield dict(zip(batch, piece, strict=True)), len(piece[0]) / size
 
-# %% ../../nbs/hardware/02_memory.ipynb #54fd3642
+# %% ../../nbs/hardware/02_memory.ipynb #fd850ee6
 @dataclass
 class MemoryManager:
     """Splits updates so that they fit into memory, and keeps account of it."""
@@ -87,8 +91,8 @@ class MemoryManager:
     now: Callable[[], MemoryState] = memory_now # How things stand
     events: list[dict[str, Any]] = field(default_factory=list) # What was changed, when and why
     updates: int = 0 # Updates done
-    proven: int = 0 # Mails in the largest part that fitted, since memory was last given back
-    quiet: int = 0 # Updates since the last change
+    quiet: int = 10 # Updates since the last change
+    before: int | None = None # Bytes held before the first update
 
     def __post_init__(self) -> None:
         self.planned = self.parts
@@ -98,38 +102,43 @@ class MemoryManager:
         return math.ceil(self.batch / parts)
 
     def fits(self, parts: int, state: MemoryState) -> bool:
-        """Is there room for a part, with a quarter to spare? A part no larger than one that fitted finds its memory again."""
+        """Is there room for a part, with a quarter to spare? What earlier updates left behind in this process is used again."""
         room = min(state.available - self.margin, math.inf if self.budget is None else self.budget - state.rss)
-        return self.size(parts) <= self.proven or 1.25 * self.per_mail * self.size(parts) <= room
+        kept = max(state.rss - (self.before or state.rss), 0)
+        return 1.25 * self.per_mail * self.size(parts) <= max(room, 0) + kept
 
     def change(self, parts: int, why: str) -> None:
         """Split otherwise from now on."""
         self.parts, self.quiet = min(parts, self.batch), 0
         self.events.append({"update": self.updates, "parts": self.parts, "why": why})
 
+    def wanting(self, state: MemoryState) -> str:
+        """Who is short of memory, if anybody."""
+        if state.pressure is not None and state.pressure > self.tolerated: return "others wait for memory"
+        if state.available < self.margin or (self.budget is not None and state.rss > self.budget): return "memory is nearly used up"
+        return ""
+
     def begin(self) -> int:
-        """Look, and say into how many parts the next update is split."""
+        """Look, and say into how many parts the next update is split. A change gets ten updates to show an effect."""
         state = self.now()
-        waits = state.pressure is not None and state.pressure > self.tolerated
-        over = self.budget is not None and state.rss > self.budget
-        if waits or over or state.available < self.margin:
+        self.before = state.rss if self.before is None else self.before
+        if self.quiet >= 10 and self.parts < self.batch and self.wanting(state):
             release_memory()
-            self.proven = 0
-            if self.parts < self.batch: self.change(2 * self.parts, "others wait for memory" if waits else "memory is nearly used up")
+            state = self.now()
+            if why := self.wanting(state): self.change(2 * self.parts, why)
         elif self.parts > self.planned and self.quiet >= self.calm:
-            if self.fits(self.parts // 2, state): self.change(self.parts // 2, "there is room again")
+            if self.fits(larger := max(self.planned, self.parts // 2), state): self.change(larger, "there is room again")
             else: self.quiet = 0
-        while not self.fits(self.parts, self.now()) and self.parts < self.batch: self.change(2 * self.parts, "a part would not fit")
+        while not self.fits(self.parts, state) and self.parts < self.batch: self.change(2 * self.parts, "a part would not fit")
         return self.parts
 
     def ended(self) -> None:
         """An update is done."""
-        self.updates, self.quiet, self.proven = self.updates + 1, self.quiet + 1, max(self.proven, self.size(self.parts))
+        self.updates, self.quiet = self.updates + 1, self.quiet + 1
 
     def failed(self) -> None:
         """An update ran out of memory. Raises `ResourceError` if it was one mail at a time already."""
         release_memory()
-        self.proven = 0
         if self.parts >= self.batch:
             raise ResourceError("one mail at a time does not fit into memory", "close programs, or take a smaller --size")
         self.change(2 * self.parts, "an update ran out of memory")

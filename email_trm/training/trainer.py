@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'WARM', 'ema_decay', 'average_of', 'Progress', 'newest_checkpoint', 'is_json', 'spare_checkpoints', 'Watch',
-           'parameter_groups', 'TRMTrainer', 'Recipe', 'recipe', 'soft_targets', 'label_indices', 'MailDataset',
-           'evidence_for', 'encode_for', 'logits_and_steps', 'calibrated_answers', 'dataset_for', 'validation_scores',
-           'training_arguments', 'Trained', 'Taught', 'build_model', 'learn_evidence', 'learn_vocabulary',
-           'footprint_of', 'plan_here', 'plan_ahead', 'train_categories', 'record_steps', 'calibrate']
+           'bad_epochs', 'Patience', 'parameter_groups', 'TRMTrainer', 'Recipe', 'recipe', 'soft_targets',
+           'label_indices', 'MailDataset', 'evidence_for', 'encode_for', 'logits_and_steps', 'calibrated_answers',
+           'dataset_for', 'validation_scores', 'training_arguments', 'Trained', 'Taught', 'build_model',
+           'learn_evidence', 'learn_vocabulary', 'footprint_of', 'plan_here', 'train_or_load', 'plan_ahead',
+           'train_categories', 'record_steps', 'calibrate']
 
-# %% ../../nbs/training/00_trainer.ipynb #565c26dd
+# %% ../../nbs/training/00_trainer.ipynb #502b6ea3
 import contextlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -124,13 +125,13 @@ def spare_checkpoints(
     for path in spare: shutil.rmtree(path, ignore_errors=True)
     return len(spare)
 
-# %% ../../nbs/training/00_trainer.ipynb #cf3e6ef6
+# %% ../../nbs/training/00_trainer.ipynb #d958b08b
 class Watch(TrainerCallback):
-    """Eases off and stops as a `ResourceMonitor` advises, and shows the rate behind the bar."""
+    """Eases off and stops as a `ResourceMonitor` advises, and shows the rate behind the bar. Raises `ResourceError` on a full disk."""
 
     def __init__(self, monitor: ResourceMonitor, threads: int, progress: Progress, pause: float = 1.0) -> None:
         self.monitor, self.threads, self.progress, self.pause = monitor, threads, progress, pause # Pause in seconds, after each look
-        self.easing = self.stopped = False # Whether it goes easy now; whether training ended for want of disk
+        self.easing = False # Whether it goes easy now
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look, and act."""
@@ -143,11 +144,25 @@ class Watch(TrainerCallback):
         if self.easing != before: torch.set_num_threads(max(1, self.threads // 2) if self.easing else self.threads)
         if self.easing: time.sleep(self.pause)
         if sample.advice == "stop" and not (spare_checkpoints(self.monitor.folder) and self.monitor.look().advice != "stop"):
-            control.should_training_stop = self.stopped = True
+            self.progress.on_train_end(args, state, control)
+            raise ResourceError("the disk is nearly full", "make room and start again: training goes on from its last whole epoch")
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A training that stops for want of disk writes nothing more."""
-        if self.stopped: control.should_evaluate = control.should_save = False
+# %% ../../nbs/training/00_trainer.ipynb #3bfcf005
+def bad_epochs(
+    history: Sequence[Mapping[str, Any]], # Trainer's log
+) -> int: # Evaluations since the best one
+    """How long validation macro-F1 has not improved."""
+    scores = [row["eval_macro_f1"] for row in history if "eval_macro_f1" in row]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+# %% ../../nbs/training/00_trainer.ipynb #53c30818
+class Patience(EarlyStoppingCallback):
+    """Early stopping that remembers."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the count from the log."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = bad_epochs(state.log_history)
 
 # %% ../../nbs/training/00_trainer.ipynb #7fab8d32
 def parameter_groups(
@@ -161,14 +176,14 @@ def parameter_groups(
     for p in model.parameters(): groups["lent" if id(p) in lent else "tables" if id(p) in tables else "rest"].append(p)
     return {name: found for name, found in groups.items() if found}
 
-# %% ../../nbs/training/00_trainer.ipynb #2f94fa9a
+# %% ../../nbs/training/00_trainer.ipynb #ccd29fcf
 class TRMTrainer(Trainer):
     """`Trainer` that evaluates, saves and selects the moving average of the weights."""
 
     def __init__(self, *args: Any, ema: float = 0.999, embedding_rate: float = 1.0, reader_rate: float = 1.0,
         memory: MemoryManager | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.memory, self.share = memory, 1.0 # Who splits updates; share of the update that is being learned
+        self.memory, self.whole, self.pairs = memory, 0, 0.0 # Who splits updates; mails of one that is split; its (mail, step) pairs
         for shown in (ProgressCallback, PrinterCallback): self.remove_callback(shown)
         self.embedding_rate, self.reader_rate, self.average = embedding_rate, reader_rate, average_of(self.net, ema)
 
@@ -186,16 +201,27 @@ class TRMTrainer(Trainer):
         """One step, in as many parts as memory asks for; the average takes in the weights as the last optimiser update left them."""
         if self.state.global_step > int(self.average.n_averaged): self.average.update_parameters(self.net)
         if self.memory is None: return super().training_step(model, inputs, num_items_in_batch)
+        size, self.pairs = len(inputs["labels"]), 0.0
         def learn(piece: dict[str, Tensor], share: float) -> Tensor:
-            self.share = share
+            self.whole = size if share < 1 else 0
             try: return Trainer.training_step(self, model, piece, num_items_in_batch)
-            finally: self.share = 1.0
-        return self.memory.update(inputs, learn, model.zero_grad)
+            finally: self.whole = 0
+        def forget() -> None:
+            model.zero_grad()
+            self.pairs = 0.0
+        loss = self.memory.update(inputs, learn, forget)
+        if not self.pairs: return loss
+        for p in model.parameters():
+            if p.grad is not None: p.grad.mul_(size / self.pairs)
+        return loss * size / self.pairs
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss, times the share of the update that is being learned."""
-        found = super().compute_loss(*args, **kwargs)
-        return found if self.share == 1.0 else cast(Tensor, found) * self.share
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The loss is a mean over (mail, step) pairs. Of a part of an update it is their sum, over the mails of the update."""
+        if not self.whole: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, out = super().compute_loss(model, inputs, True, num_items_in_batch)
+        pairs = float(cast(Any, out)["steps"].sum())
+        self.pairs += pairs
+        return loss * pairs / self.whole
 
     @property
     def net(self) -> nn.Module:
@@ -513,22 +539,40 @@ def footprint_of(
     reader = (c.reader_tokens, c.token_width, c.reader_layers) if c.reader_layers else (0, 0, 0)
     return Footprint(model.num_parameters(), tokens, c.hidden_size, slots, uses, *reader)
 
-# %% ../../nbs/training/00_trainer.ipynb #19717724
+# %% ../../nbs/training/00_trainer.ipynb #f37631ba
 def plan_here(
     model: EmailTRMForSequenceClassification, # About to be trained
     recipe: Recipe, # Hyperparameters
     mails: int, # To learn from
     folder: Path, # Checkpoints; keeps `plan.json`
+    base: int, # Bytes this process held before vocabulary and model were made
 ) -> TrainingPlan:
-    """The plan for this machine, or the one a training in this folder began with."""
+    """The plan for this machine. What changes rounding is taken from the training this folder began with."""
+    plan = plan_training(HardwareDetector(folder).detect(), footprint_of(model), recipe.batch_size, mails, base)
     kept = folder / "plan.json"
     if kept.is_file():
-        row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        return TrainingPlan(**{**row, "reasons": tuple(row["reasons"])})
-    specs, base = HardwareDetector(folder).detect(), psutil.Process().memory_info().rss
-    plan = plan_training(specs, footprint_of(model), recipe.batch_size, mails, base)
+        try: row = json.loads(kept.read_text(encoding="utf-8"))
+        except ValueError as error: raise ConfigError("plan.json beside the checkpoints is no JSON", "remove that folder") from error
+        return replace(plan, **{k: row[k] for k in ("batch_size", "accumulation", "threads", "checkpointing") if k in row})
     write_json(kept, asdict(plan))
     return plan
+
+# %% ../../nbs/training/00_trainer.ipynb #6329395d
+def train_or_load(
+    trainer: TRMTrainer, # Ready to go
+    folder: Path, # Checkpoints
+    patience: int, # Epochs without a better validation macro-F1
+) -> list[dict[str, Any]]: # The log
+    """Train, or go on from the newest checkpoint. If that one had run out of patience, only the best is loaded."""
+    newest = newest_checkpoint(folder)
+    if newest is not None:
+        state = json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
+        if bad_epochs(state["log_history"]) >= patience:
+            best = Path(state["best_model_checkpoint"] or newest).name
+            trainer.net.load_state_dict(load_file(folder / best / "model.safetensors"))
+            return list(state["log_history"])
+    trainer.train(resume_from_checkpoint=newest)
+    return trainer.state.log_history
 
 # %% ../../nbs/training/00_trainer.ipynb #494117d6
 def plan_ahead(
@@ -542,20 +586,20 @@ def plan_ahead(
     with torch.device("meta"): model = EmailTRMForSequenceClassification(config)
     return plan_training(specs, footprint_of(model), recipe.batch_size, mails, psutil.Process().memory_info().rss)
 
-# %% ../../nbs/training/00_trainer.ipynb #bddeed0a
+# %% ../../nbs/training/00_trainer.ipynb #2b9f07de
 def train_categories(
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for early stopping
     categories: Sequence[str], # Names in the order of the logits
     recipe: Recipe, # Hyperparameters
     folder: str | Path, # Checkpoints; may be deleted afterwards. A killed training goes on from the newest
-    seed: int = 0, # Same seed, same machine, same weights
+    seed: int = 0, # Same seed, same machine, same weights, unless memory or heat made it split or ease off
     label: str = "training", # In front of the progress bar
     taught: Taught | None = None, # Unlabelled mail with a teacher's probabilities
     kind: type[EmailTRMForSequenceClassification] = EmailTRMForSequenceClassification, # What to train; see `build_model`
 ) -> Trained:
     """Fit a tokenizer and an EmailTRM on `train` and `taught`; stop early, choose the best epoch and calibrate on `validation`."""
-    began = time.monotonic()
+    began, base = time.monotonic(), psutil.Process().memory_info().rss
     seed_everything(seed)
     more = taught or Taught([], np.zeros((0, len(categories)), dtype=np.float32))
     tokenizer = learn_vocabulary([*train, *more.mails], recipe)
@@ -567,19 +611,20 @@ def train_categories(
     budget = Budget(c.sender_tokens, c.subject_tokens, c.body_tokens)
     learned = MailDataset([*train, *more.mails], tokenizer, categories, budget, targets, opinions)
     checked = dataset_for(model, tokenizer, validation, categories)
-    plan = plan_here(model, recipe, len(train) + len(more.mails), Path(folder))
-    torch.set_num_threads(min(plan.threads, torch.get_num_threads())) # Whoever asked torch for fewer wants fewer
+    plan = plan_here(model, recipe, len(train) + len(more.mails), Path(folder), base)
     if plan.checkpointing: model.activation_checkpointing_enable({"use_reentrant": False})
     progress, per_mail = Progress(label), activation_bytes(footprint_of(model), plan.checkpointing)
-    watch = Watch(ResourceMonitor(Path(folder)), torch.get_num_threads(), progress)
+    watch = Watch(ResourceMonitor(Path(folder)), min(plan.threads, torch.get_num_threads()), progress)
     memory = MemoryManager(recipe.batch_size, plan.accumulation, plan.memory_budget, per_mail)
     trainer = TRMTrainer(model=model, args=training_arguments(recipe, folder, seed, plan), train_dataset=learned, eval_dataset=checked,
         data_collator=collate, compute_metrics=validation_scores, ema=recipe.ema, embedding_rate=recipe.embedding_rate,
-        reader_rate=recipe.reader_rate, memory=memory, callbacks=[progress, watch, EarlyStoppingCallback(recipe.patience)])
-    trainer.train(resume_from_checkpoint=newest_checkpoint(Path(folder)))
-    if watch.stopped: raise ResourceError("the disk is nearly full", "make room and start again: training goes on where it stopped")
+        reader_rate=recipe.reader_rate, memory=memory, callbacks=[progress, watch, Patience(recipe.patience)])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(plan.threads, threads)) # Whoever asked torch for fewer wants fewer
+    try: history = train_or_load(trainer, Path(folder), recipe.patience)
+    finally: torch.set_num_threads(threads)
     table = calibrate(model.eval(), checked, recipe.halting, [language_of(m) for m in validation])
-    return Trained(model, tokenizer, trainer.state.log_history, time.monotonic() - began, table, plan, memory.events,
+    return Trained(model, tokenizer, history, time.monotonic() - began, table, plan, memory.events,
         watch.monitor.summary(), [asdict(s) for s in watch.monitor.samples])
 
 # %% ../../nbs/training/00_trainer.ipynb #c81af1c1
