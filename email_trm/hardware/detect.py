@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Reader', 'MachineSpecs', 'run_command', 'read_text', 'parse_pairs', 'whole', 'parse_sysctl', 'parse_profiler',
            'parse_cpuinfo', 'parse_lscpu', 'count_cpus', 'cim', 'parse_cim', 'parse_windows', 'parse_limit',
-           'parse_quota', 'cgroup_folders', 'container_limits', 'has_bf16', 'accelerator', 'HardwareDetector',
-           'kind_of', 'existing']
+           'parse_quota', 'cgroup_folders', 'container_limits', 'has_bf16', 'accelerator', 'named', 'within_limits',
+           'kind_of', 'existing', 'HardwareDetector']
 
 # %% ../../nbs/hardware/00_detect.ipynb #f1893c5f
 import contextlib
@@ -255,7 +255,64 @@ def accelerator() -> dict[str, Any]: # accelerator, accelerator_name, bf16 of th
     if torch.cuda.is_available(): found |= {"accelerator": "cuda", "accelerator_name": torch.cuda.get_device_name(0)}
     return found
 
-# %% ../../nbs/hardware/00_detect.ipynb #23f18cee
+# %% ../../nbs/hardware/00_detect.ipynb #b976fb65
+def named(
+    system: str, # Linux, Darwin or Windows
+    run: Callable[[Sequence[str]], str | None], # Runs a command
+    read: Reader, # Reads a system file
+) -> dict[str, Any]: # Fields of `MachineSpecs`
+    """What the system's own files and commands say: names, kinds of cores, instruction sets."""
+    if system == "Darwin":
+        found = parse_sysctl(run(["sysctl", "hw", "machdep.cpu"]))
+        slow = {} if {"chip", "physical_cores"} <= found.keys() else parse_profiler(run(["system_profiler", "SPHardwareDataType", "-json"]))
+        return slow | found
+    if system == "Windows":
+        return parse_windows(run(cim("Win32_Processor", "Name", "NumberOfCores", "NumberOfLogicalProcessors")),
+            run(cim("Win32_ComputerSystem", "Manufacturer", "Model")))
+    if system != "Linux": return {}
+    found = parse_cpuinfo(read("/proc/cpuinfo"))
+    if "chip" not in found: found = parse_lscpu(run(["lscpu"])) | found
+    board = read("/proc/device-tree/model") or read("/sys/devices/virtual/dmi/id/product_name")
+    fast, slow_cores = (count_cpus(read(f"/sys/devices/{name}/cpus")) for name in ("cpu_core", "cpu_atom"))
+    found |= {"performance_cores": fast, "efficiency_cores": slow_cores} if fast and slow_cores else {}
+    return ({"model": board} if board else {}) | found
+
+# %% ../../nbs/hardware/00_detect.ipynb #a2e1c07e
+def within_limits(
+    found: dict[str, Any], # Fields of `MachineSpecs`
+    system: str, # Linux, Darwin or Windows
+    read: Reader, # Reads a system file
+) -> dict[str, Any]: # The same, within what a container allows this process
+    """Memory and cores that this process may use."""
+    allowed: dict[str, Any] = container_limits(read) if system == "Linux" else {"memory": None, "left": None, "cores": None}
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else found.get("logical_cores")
+    cores = [c for c in (own, allowed["cores"]) if c]
+    found = found | {"usable_cores": float(min(cores)) if cores else None}
+    limit, total = allowed["memory"], found.get("memory_total")
+    if limit is None or (total is not None and limit >= total): return found
+    left: int = allowed["left"]
+    return found | {"memory_limit": limit, "memory_total": limit, "memory_available": min(left, found.get("memory_available") or left)}
+
+# %% ../../nbs/hardware/00_detect.ipynb #7d598d71
+def kind_of(
+    system: str, # Linux, Darwin or Windows
+    architecture: str, # As platform.machine says it
+) -> str: # apple-silicon, intel-mac, linux-x86, linux-arm, windows or other
+    """What kind of machine this is to us. Under Rosetta, a Mac says x86_64; its chip knows better."""
+    arm, x86 = architecture.lower() in ("arm64", "aarch64", "armv7l"), architecture.lower() in ("x86_64", "amd64", "i686")
+    if system == "Darwin": return "apple-silicon" if arm else "intel-mac"
+    if system == "Linux": return "linux-arm" if arm else "linux-x86" if x86 else "other"
+    return "windows" if system == "Windows" else "other"
+
+# %% ../../nbs/hardware/00_detect.ipynb #ba2bc9a3
+def existing(
+    folder: Path, # May not exist yet
+) -> Path: # It, or the nearest folder above it that does
+    """A folder whose disk can be asked."""
+    place = folder.absolute()
+    return next(p for p in (place, *place.parents) if p.exists())
+
+# %% ../../nbs/hardware/00_detect.ipynb #28c9298e
 class HardwareDetector:
     """Finds out what this machine is. Never raises: what cannot be found out stays None, and `unknown` says why."""
 
@@ -273,9 +330,10 @@ class HardwareDetector:
         """Everything that can be found out."""
         machine = platform.machine() or "unknown"
         found: dict[str, Any] = {}
-        for name, question in {"common": self.common, "named": self.named, "accelerator": accelerator}.items():
+        questions = {"common": self.common, "named": lambda: named(self.system, self.run, self.read), "accelerator": accelerator}
+        for name, question in questions.items():
             with self.asking(name): found |= question()
-        with self.asking("limits"): found = self.limits(found)
+        with self.asking("limits"): found = within_limits(found, self.system, self.read)
         known, chip = {f.name for f in fields(MachineSpecs)}, str(found.get("chip") or "")
         kind = kind_of(self.system, "arm64" if chip.startswith("Apple") else machine)
         return MachineSpecs(self.system, machine, kind, **{k: v for k, v in found.items() if k in known})
@@ -297,51 +355,3 @@ class HardwareDetector:
             battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
             if battery: found |= {"battery": float(battery.percent), "on_mains": battery.power_plugged}
         return found
-
-    def named(self) -> dict[str, Any]:
-        """What the system's own files and commands say: names, kinds of cores, instruction sets."""
-        if self.system == "Darwin":
-            found = parse_sysctl(self.run(["sysctl", "hw", "machdep.cpu"]))
-            slow = {} if {"chip", "physical_cores"} <= found.keys() else \
-                parse_profiler(self.run(["system_profiler", "SPHardwareDataType", "-json"]))
-            return slow | found
-        if self.system == "Windows":
-            return parse_windows(self.run(cim("Win32_Processor", "Name", "NumberOfCores", "NumberOfLogicalProcessors")),
-                self.run(cim("Win32_ComputerSystem", "Manufacturer", "Model")))
-        if self.system != "Linux": return {}
-        found = parse_cpuinfo(self.read("/proc/cpuinfo"))
-        if "chip" not in found: found = parse_lscpu(self.run(["lscpu"])) | found
-        board = self.read("/proc/device-tree/model") or self.read("/sys/devices/virtual/dmi/id/product_name")
-        fast, slow_cores = (count_cpus(self.read(f"/sys/devices/{name}/cpus")) for name in ("cpu_core", "cpu_atom"))
-        found |= {"performance_cores": fast, "efficiency_cores": slow_cores} if fast and slow_cores else {}
-        return ({"model": board} if board else {}) | found
-
-    def limits(self, found: dict[str, Any]) -> dict[str, Any]:
-        """The same, within what a container allows this process."""
-        allowed: dict[str, Any] = container_limits(self.read) if self.system == "Linux" else {"memory": None, "left": None, "cores": None}
-        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else found.get("logical_cores")
-        cores = [c for c in (own, allowed["cores"]) if c]
-        found = found | {"usable_cores": float(min(cores)) if cores else None}
-        limit, total = allowed["memory"], found.get("memory_total")
-        if limit is None or (total is not None and limit >= total): return found
-        left: int = allowed["left"]
-        return found | {"memory_limit": limit, "memory_total": limit, "memory_available": min(left, found.get("memory_available") or left)}
-
-# %% ../../nbs/hardware/00_detect.ipynb #7d598d71
-def kind_of(
-    system: str, # Linux, Darwin or Windows
-    architecture: str, # As platform.machine says it
-) -> str: # apple-silicon, intel-mac, linux-x86, linux-arm, windows or other
-    """What kind of machine this is to us. Under Rosetta, a Mac says x86_64; its chip knows better."""
-    arm, x86 = architecture.lower() in ("arm64", "aarch64", "armv7l"), architecture.lower() in ("x86_64", "amd64", "i686")
-    if system == "Darwin": return "apple-silicon" if arm else "intel-mac"
-    if system == "Linux": return "linux-arm" if arm else "linux-x86" if x86 else "other"
-    return "windows" if system == "Windows" else "other"
-
-# %% ../../nbs/hardware/00_detect.ipynb #ba2bc9a3
-def existing(
-    folder: Path, # May not exist yet
-) -> Path: # It, or the nearest folder above it that does
-    """A folder whose disk can be asked."""
-    place = folder.absolute()
-    return next(p for p in (place, *place.parents) if p.exists())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..core.errors import ConfigError
 from .detect import MachineSpecs
 
-# %% ../../nbs/hardware/01_plan.ipynb #f46cc003
+# %% ../../nbs/hardware/01_plan.ipynb #0de48f94
 @dataclass(frozen=True)
 class Footprint:
     """What decides the memory of a training. `training.trainer.footprint_of` reads it off a model."""
@@ -27,6 +27,7 @@ class Footprint:
     reader_tokens: int = 0 # Tokens read closely
     reader_width: int = 0 # Width of those layers
     reader_layers: int = 0 # Number of them
+    mean_tokens: int | None = None # Of a mail; the longest if nobody has counted
 
 # %% ../../nbs/hardware/01_plan.ipynb #ecc22d2d
 BYTES_PER_WEIGHT, BYTES_PER_TOKEN = 25, 64 # Of a trained weight; of a token of a mail that waits, with its segment, as Python integers
@@ -42,7 +43,7 @@ def activation_bytes(
     reader = READER_COPIES * need.reader_tokens * need.reader_width * min(layers, need.reader_layers)
     return int(4 * (TOKEN_COPIES * need.tokens * need.width + SLOT_COPIES * need.slots * need.width * need.layer_uses + reader))
 
-# %% ../../nbs/hardware/01_plan.ipynb #b1019a41
+# %% ../../nbs/hardware/01_plan.ipynb #232b9e45
 def predict_memory(
     need: Footprint, # Of the model
     batch: int, # Mails whose activations are kept at once
@@ -51,8 +52,8 @@ def predict_memory(
     checkpointing: bool = False, # See `activation_bytes`
 ) -> dict[str, int]: # base, weights, mails, activations and their sum, total; bytes
     """Peak memory of a training."""
-    parts = {"base": base, "weights": BYTES_PER_WEIGHT * need.parameters, "mails": BYTES_PER_TOKEN * need.tokens * mails,
-        "activations": activation_bytes(need, checkpointing) * batch}
+    parts = {"base": base, "weights": BYTES_PER_WEIGHT * need.parameters,
+        "mails": BYTES_PER_TOKEN * (need.mean_tokens or need.tokens) * mails, "activations": activation_bytes(need, checkpointing) * batch}
     return parts | {"total": sum(parts.values())}
 
 # %% ../../nbs/hardware/01_plan.ipynb #eed2b908

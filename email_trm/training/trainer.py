@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'WARM', 'ema_decay', 'average_of', 'Progress', 'newest_checkpoint', 'is_json', 'spare_checkpoints', 'Watch',
-           'bad_epochs', 'Patience', 'parameter_groups', 'TRMTrainer', 'Recipe', 'recipe', 'soft_targets',
-           'label_indices', 'MailDataset', 'evidence_for', 'encode_for', 'logits_and_steps', 'calibrated_answers',
-           'dataset_for', 'validation_scores', 'training_arguments', 'Trained', 'Taught', 'build_model',
-           'learn_evidence', 'learn_vocabulary', 'footprint_of', 'plan_here', 'train_or_load', 'plan_ahead',
-           'train_categories', 'record_steps', 'calibrate']
+           'bad_epochs', 'Patience', 'parameter_groups', 'PartsTrainer', 'TRMTrainer', 'Recipe', 'recipe',
+           'soft_targets', 'label_indices', 'MailDataset', 'evidence_for', 'encode_for', 'logits_and_steps',
+           'calibrated_answers', 'dataset_for', 'validation_scores', 'training_arguments', 'Trained', 'Taught',
+           'build_model', 'learn_evidence', 'learn_vocabulary', 'footprint_of', 'plan_here', 'train_or_load',
+           'plan_ahead', 'train_categories', 'record_steps', 'calibrate']
 
 # %% ../../nbs/training/00_trainer.ipynb #502b6ea3
 import contextlib
@@ -176,30 +176,16 @@ def parameter_groups(
     for p in model.parameters(): groups["lent" if id(p) in lent else "tables" if id(p) in tables else "rest"].append(p)
     return {name: found for name, found in groups.items() if found}
 
-# %% ../../nbs/training/00_trainer.ipynb #ccd29fcf
-class TRMTrainer(Trainer):
-    """`Trainer` that evaluates, saves and selects the moving average of the weights."""
+# %% ../../nbs/training/00_trainer.ipynb #c74d9414
+class PartsTrainer(Trainer):
+    """`Trainer` whose updates a `MemoryManager` may split. The gradient of the parts is that of the whole."""
 
-    def __init__(self, *args: Any, ema: float = 0.999, embedding_rate: float = 1.0, reader_rate: float = 1.0,
-        memory: MemoryManager | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, memory: MemoryManager | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.memory, self.whole, self.pairs = memory, 0, 0.0 # Who splits updates; mails of one that is split; its (mail, step) pairs
-        for shown in (ProgressCallback, PrinterCallback): self.remove_callback(shown)
-        self.embedding_rate, self.reader_rate, self.average = embedding_rate, reader_rate, average_of(self.net, ema)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over `parameter_groups`."""
-        if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, self.model))
-            rates = {"tables": self.embedding_rate, "lent": self.reader_rate, "rest": 1.0}
-            self.optimizer = kind([{"params": found, "lr": self.args.learning_rate * rates[name],
-                "weight_decay": 0.0 if name == "tables" else self.args.weight_decay}
-                for name, found in parameter_groups(self.net).items()], **options)
-        return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One step, in as many parts as memory asks for; the average takes in the weights as the last optimiser update left them."""
-        if self.state.global_step > int(self.average.n_averaged): self.average.update_parameters(self.net)
+        """One step, in as many parts as memory asks for."""
         if self.memory is None: return super().training_step(model, inputs, num_items_in_batch)
         size, self.pairs = len(inputs["labels"]), 0.0
         def learn(piece: dict[str, Tensor], share: float) -> Tensor:
@@ -222,6 +208,35 @@ class TRMTrainer(Trainer):
         pairs = float(cast(Any, out)["steps"].sum())
         self.pairs += pairs
         return loss * pairs / self.whole
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, once the memory of training is given back."""
+        release_memory()
+        super()._load_best_model()
+
+# %% ../../nbs/training/00_trainer.ipynb #ccf9dbd5
+class TRMTrainer(PartsTrainer):
+    """`Trainer` that evaluates, saves and selects the moving average of the weights."""
+
+    def __init__(self, *args: Any, ema: float = 0.999, embedding_rate: float = 1.0, reader_rate: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for shown in (ProgressCallback, PrinterCallback): self.remove_callback(shown)
+        self.embedding_rate, self.reader_rate, self.average = embedding_rate, reader_rate, average_of(self.net, ema)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over `parameter_groups`."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, self.model))
+            rates = {"tables": self.embedding_rate, "lent": self.reader_rate, "rest": 1.0}
+            self.optimizer = kind([{"params": found, "lr": self.args.learning_rate * rates[name],
+                "weight_decay": 0.0 if name == "tables" else self.args.weight_decay}
+                for name, found in parameter_groups(self.net).items()], **options)
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step; the average takes in the weights as the last optimiser update left them."""
+        if self.state.global_step > int(self.average.n_averaged): self.average.update_parameters(self.net)
+        return super().training_step(*args, **kwargs)
 
     @property
     def net(self) -> nn.Module:
@@ -249,11 +264,6 @@ class TRMTrainer(Trainer):
         Path(output_dir or ".").mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, Path(output_dir or ".") / "raw.safetensors")
         with self.averaged(): super()._save(output_dir, None)
-
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint, once the memory of training is given back."""
-        release_memory()
-        super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the average, then the weights in training."""
@@ -539,16 +549,18 @@ def footprint_of(
     reader = (c.reader_tokens, c.token_width, c.reader_layers) if c.reader_layers else (0, 0, 0)
     return Footprint(model.num_parameters(), tokens, c.hidden_size, slots, uses, *reader)
 
-# %% ../../nbs/training/00_trainer.ipynb #f37631ba
+# %% ../../nbs/training/00_trainer.ipynb #4300f8bf
 def plan_here(
     model: EmailTRMForSequenceClassification, # About to be trained
     recipe: Recipe, # Hyperparameters
-    mails: int, # To learn from
+    learned: MailDataset, # To learn from
     folder: Path, # Checkpoints; keeps `plan.json`
     base: int, # Bytes this process held before vocabulary and model were made
 ) -> TrainingPlan:
     """The plan for this machine. What changes rounding is taken from the training this folder began with."""
-    plan = plan_training(HardwareDetector(folder).detect(), footprint_of(model), recipe.batch_size, mails, base)
+    lengths = [len(row["input_ids"]) for row in learned.rows]
+    need = replace(footprint_of(model), tokens=max(lengths), mean_tokens=math.ceil(sum(lengths) / len(lengths)))
+    plan = plan_training(HardwareDetector(folder).detect(), need, recipe.batch_size, len(lengths), base)
     kept = folder / "plan.json"
     if kept.is_file():
         try: row = json.loads(kept.read_text(encoding="utf-8"))
@@ -586,7 +598,7 @@ def plan_ahead(
     with torch.device("meta"): model = EmailTRMForSequenceClassification(config)
     return plan_training(specs, footprint_of(model), recipe.batch_size, mails, psutil.Process().memory_info().rss)
 
-# %% ../../nbs/training/00_trainer.ipynb #2b9f07de
+# %% ../../nbs/training/00_trainer.ipynb #cc021f48
 def train_categories(
     train: Sequence[Email], # Labelled training mails
     validation: Sequence[Email], # Labelled mails for early stopping
@@ -611,7 +623,7 @@ def train_categories(
     budget = Budget(c.sender_tokens, c.subject_tokens, c.body_tokens)
     learned = MailDataset([*train, *more.mails], tokenizer, categories, budget, targets, opinions)
     checked = dataset_for(model, tokenizer, validation, categories)
-    plan = plan_here(model, recipe, len(train) + len(more.mails), Path(folder), base)
+    plan = plan_here(model, recipe, learned, Path(folder), base)
     if plan.checkpointing: model.activation_checkpointing_enable({"use_reentrant": False})
     progress, per_mail = Progress(label), activation_bytes(footprint_of(model), plan.checkpointing)
     watch = Watch(ResourceMonitor(Path(folder)), min(plan.threads, torch.get_num_threads()), progress)
