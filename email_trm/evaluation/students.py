@@ -276,8 +276,8 @@ def fast_sentence(
         f"{exact['mails_per_second']:,.0f}, and one mail in {fast['latency_p50_ms']:.1f} ms in place of {exact['latency_p50_ms']:.1f} "
         f"(p50). {fast['same']:.2%} of the categories stay the same, and no probability moves by more than {fast['largest']:.3f}.\n")
 
-# %% ../../nbs/evaluation/08_students.ipynb #2d7da2fc
-_PAGE = """# What a teacher adds
+# %% ../../nbs/evaluation/08_students.ipynb #cb2c20d1
+_PAGE = """# What a teacher adds: {kind} split, seed {split_seed}
 
 {note}EmailTRM learned once from verified mail alone, once also from {taught:,} unlabelled mails with a teacher's probabilities.
 Test part: {n:,} mails of {senders:,} senders nobody learned from.

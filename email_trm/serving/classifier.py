@@ -48,7 +48,7 @@ def as_email(
     """The mail as an `Email`. Raises `RecordError` if it is neither."""
     return mail if isinstance(mail, Email) else email_from_dict(mail)
 
-# %% ../../nbs/serving/01_classifier.ipynb #9fda060e
+# %% ../../nbs/serving/01_classifier.ipynb #24ddc50a
 class EmailClassifier:
     """Predicts categories with a trained EmailTRM. Answers do not depend on what else is in a batch."""
 
@@ -63,8 +63,8 @@ class EmailClassifier:
     def from_pretrained(cls, folder: str | Path | None = None, fast: bool = False) -> "EmailClassifier":
         """Load from a model folder on this machine; the model in the box if none is named. Raises `ModelError` if it is not complete.
 
-        `fast` reads in 16 bits where the processor can: about twice as fast. Probabilities then differ in the third digit, also with
-        what else is in a batch.
+        `fast` reads in 16 bits where the processor can. Probabilities then differ in the third digit, also with what else is in a
+        batch; `evaluation.students` measures what it gains.
         """
         return cls(*load_model(folder or default_folder(), fast))
 
