@@ -88,7 +88,7 @@ def parse_threshold(
     if not 0 <= value <= 1: raise ConfigError(f"--ask-below {text!r} is no confidence", "give a number from 0 to 1, or auto")
     return value
 
-# %% ../../nbs/cli/02_cli.ipynb #5a83cfca
+# %% ../../nbs/cli/02_cli.ipynb #da6da333
 @app.command(epilog=examples("email-trm predict mail.jsonl", "email-trm predict mail.mbox --model reports/my-run --output answers.jsonl",
     "cat mail.jsonl | email-trm predict - --model reports/my-run/model"))
 def predict(
@@ -98,7 +98,7 @@ def predict(
     field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,
     ask_below: Annotated[str, typer.Option(help="Add a key `ask`: is the confidence below this? A number, or auto.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Mails per batch.")] = 64,
-    fast: Annotated[bool, typer.Option("--fast", help="Read in 16 bits where the processor can: faster, slightly different.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Read in 16 bits where the processor can: for many mails at once.")] = False,
 ) -> None:
     """Write one JSON line per mail, in input order."""
     from email_trm.core.runs import atomic_write
