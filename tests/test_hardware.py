@@ -23,6 +23,7 @@ from email_trm.hardware.memory import MemoryManager
 from email_trm.hardware.monitor import ResourceMonitor, Sample
 from email_trm.training.trainer import (
     Progress,
+    Trained,
     TRMTrainer,
     Watch,
     newest_checkpoint,
@@ -282,6 +283,34 @@ def test_a_full_disk_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert newest_checkpoint(tmp_path / "stopped")
     for name, value in train(tmp_path / "stopped").items():
         assert torch.equal(value, whole[name]), name
+
+
+def test_patience_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after patience had run out, but before the best epoch was loaded: it is loaded, and nothing is trained any further."""
+    manager = EmailDatasetManager("sample").load()
+    parts = {k: to_mails(v) for k, v in manager.split("random", 0).parts.items()}
+    names = sorted({str(m.category) for m in parts["train"]})
+    small = {"hidden_size": 32, "pair_buckets": 512, "body_tokens": 40}
+    how = replace(recipe("quick", 300), epochs=30, patience=1, evidence=False, learning_rate=1e-2, vocab_size=1500, model=small)
+
+    def train(folder: Path) -> Trained:
+        return train_categories(parts["train"][:300], parts["validation"], names, how, folder)
+
+    whole = train(tmp_path / "whole")
+    load = TRMTrainer._load_best_model
+
+    def killed(self: TRMTrainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TRMTrainer, "_load_best_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed")
+    monkeypatch.setattr(TRMTrainer, "_load_best_model", load)
+    again = train(tmp_path / "killed")
+    epochs = [sum("eval_macro_f1" in row for row in t.history) for t in (whole, again)]
+    assert epochs[0] == epochs[1] < how.epochs  # It did stop early
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
 
 
 def test_it_eases_off_and_recovers(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def without_sentence(
     parts = (f"without the {k} {v['accuracy']:.3f} / {v['macro_f1']:.3f}" for k, v in row["without"].items())
     return "With a field of every test mail hidden, the first taught student has (accuracy / macro-F1): " + ", ".join(parts) + ".\n"
 
-# %% ../../nbs/evaluation/08_students.ipynb #c9a90ca8
+# %% ../../nbs/evaluation/08_students.ipynb #5da798a5
 def fast_sentence(
     found: dict[str, Any], # From `compare_students`
 ) -> str: # Empty where the processor cannot, and for students measured before this was
@@ -274,7 +274,8 @@ def fast_sentence(
     if not fast: return ""
     return (f"Reading in 16 bits (`fast`), it answers {fast['mails_per_second']:,.0f} mails/s in place of "
         f"{exact['mails_per_second']:,.0f}, and one mail in {fast['latency_p50_ms']:.1f} ms in place of {exact['latency_p50_ms']:.1f} "
-        f"(p50). {fast['same']:.2%} of the categories stay the same, and no probability moves by more than {fast['largest']:.3f}.\n")
+        f"(p50). {fast['same']:.2%} of the categories stay the same, and no probability moves by more than {fast['largest']:.3f}. "
+        "Timed once each.\n")
 
 # %% ../../nbs/evaluation/08_students.ipynb #cb2c20d1
 _PAGE = """# What a teacher adds: {kind} split, seed {split_seed}

@@ -56,7 +56,7 @@ def predict_memory(
         "mails": BYTES_PER_TOKEN * (need.mean_tokens or need.tokens) * mails, "activations": activation_bytes(need, checkpointing) * batch}
     return parts | {"total": sum(parts.values())}
 
-# %% ../../nbs/hardware/01_plan.ipynb #eed2b908
+# %% ../../nbs/hardware/01_plan.ipynb #52efc350
 @dataclass(frozen=True)
 class Preset:
     """What training may take of a machine of some size."""
@@ -64,7 +64,7 @@ class Preset:
     memory_gb: int # From this size on
     reserve_gb: float # For everything else
     evaluation_batch: int # Mails per batch where nothing is learned
-    workers: int # Processes that prepare batches; mails are encoded beforehand, so more than one never pays
+    workers: int # Processes that prepare batches; mails are encoded beforehand, so nothing is left for them
 
 # %% ../../nbs/hardware/01_plan.ipynb #f05b69b4
 PRESETS = (Preset(0, 1.0, 32, 0), Preset(8, 4.0, 64, 0), Preset(16, 6.0, 128, 0), Preset(32, 8.0, 128, 0), Preset(128, 16.0, 256, 0))

@@ -125,7 +125,7 @@ def spare_checkpoints(
     for path in spare: shutil.rmtree(path, ignore_errors=True)
     return len(spare)
 
-# %% ../../nbs/training/00_trainer.ipynb #d958b08b
+# %% ../../nbs/training/00_trainer.ipynb #3015636a
 class Watch(TrainerCallback):
     """Eases off and stops as a `ResourceMonitor` advises, and shows the rate behind the bar. Raises `ResourceError` on a full disk."""
 
@@ -139,8 +139,8 @@ class Watch(TrainerCallback):
         if sample is None: return
         heat, before = "" if sample.temperature is None else f", {sample.temperature:.0f} °C", self.easing
         self.easing = sample.advice == "ease"
-        state = f"{sample.rss / 1e9:.1f} GB{heat}{', easing off' * self.easing}"
-        self.progress.say("machine", f"{sample.mails_per_second:.0f} mails/s, {state}")
+        suffers = f"{sample.rss / 1e9:.1f} GB{heat}{', easing off' * self.easing}"
+        self.progress.say("machine", f"{sample.mails_per_second:.0f} mails/s, {suffers}")
         if self.easing != before: torch.set_num_threads(max(1, self.threads // 2) if self.easing else self.threads)
         if self.easing: time.sleep(self.pause)
         if sample.advice == "stop" and not (spare_checkpoints(self.monitor.folder) and self.monitor.look().advice != "stop"):
