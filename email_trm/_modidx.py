@@ -1721,6 +1721,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'email_trm.trm.evidence.fit_table': ('trm/evidence.html#fit_table', 'email_trm/trm/evidence.py'),
                                         'email_trm.trm.evidence.shared_columns': ( 'trm/evidence.html#shared_columns',
                                                                                    'email_trm/trm/evidence.py'),
+                                        'email_trm.trm.evidence.stems': ('trm/evidence.html#stems', 'email_trm/trm/evidence.py'),
                                         'email_trm.trm.evidence.tfidf': ('trm/evidence.html#tfidf', 'email_trm/trm/evidence.py')},
             'email_trm.trm.explain': { 'email_trm.trm.explain.Account': ('trm/explain.html#account', 'email_trm/trm/explain.py'),
                                        'email_trm.trm.explain.Belief': ('trm/explain.html#belief', 'email_trm/trm/explain.py'),

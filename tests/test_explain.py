@@ -82,7 +82,7 @@ def adds_up(e: Explanation) -> None:
     total = sum(w.score for w in e.words) + e.elsewhere
     assert total == pytest.approx(e.value - e.start + e.gap, abs=1e-3)
     assert sum(z.score for z in e.zones) == pytest.approx(total, abs=1e-6)
-    assert abs(e.gap) <= 0.05 * max(1.0, abs(e.value - e.start))
+    assert abs(e.gap) <= 0.08 * max(1.0, abs(e.value - e.start))
     assert {w.zone for w in e.words} <= set(ZONES)
     assert all(len(weights) == len(e.words) for weights in e.attention.values())
     assert np.isfinite([e.probability, e.value, e.start, e.gap, *(w.score for w in e.words)]).all()

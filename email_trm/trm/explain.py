@@ -10,7 +10,7 @@ __all__ = ['ELSEWHERE', 'ZONES', 'MARKERS', 'BASELINES', 'OUTPUTS', 'FOR', 'AGAI
            'explanation_text', 'short', 'word_html', 'words_html', 'bar_html', 'table_html', 'tables_of',
            'explanation_html']
 
-# %% ../../nbs/trm/06_explain.ipynb #7f3f93c6
+# %% ../../nbs/trm/06_explain.ipynb #0908aba8
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -32,7 +32,7 @@ from ..data.tokens import SEGMENTS, SPECIAL, Budget, encode, segment_texts, sign
 from ..mail.message import Email, language_of
 from ..mail.zones import KINDS, split_zones
 from .calibration import temperatures_for
-from .evidence import LinearEvidence, count_ngrams, evidence_text, tfidf
+from .evidence import LinearEvidence, count_ngrams, evidence_text, stems, tfidf
 from .model import EmailTRMForSequenceClassification, Page
 
 # %% ../../nbs/trm/06_explain.ipynb #48713f11
@@ -114,21 +114,23 @@ def read(
 # %% ../../nbs/trm/06_explain.ipynb #ff57cf60
 _words_and_pairs: Callable[[str], list[str]] = HashingVectorizer(ngram_range=(1, 2)).build_analyzer()
 
-# %% ../../nbs/trm/06_explain.ipynb #ca2b54ac
+# %% ../../nbs/trm/06_explain.ipynb #f375e83f
 class Counted(NamedTuple):
     """What the linear evidence made of a mail. Margins are divided by the evidence's temperature."""
 
-    terms: list[str] # Words and pairs of the mail that have a weight
+    terms: list[str] # Words, pairs and stems of the mail that have a weight
     shares: NDArray[np.float64] # [N, C] share of each in the margins
     start: NDArray[np.float64] # [C] margins of a mail without a known word
 
-# %% ../../nbs/trm/06_explain.ipynb #545c77a5
+# %% ../../nbs/trm/06_explain.ipynb #dbabff4f
 def count_terms(
     table: LinearEvidence, # Fitted
     mail: Email, # Any mail
 ) -> Counted: # start + shares.sum(0) are the margins of `table.log_probabilities`, before the softmax
-    """Exact share of each word and pair of a mail in the evidence's margins."""
-    counts, terms, rows = count_ngrams([mail]), sorted(set(_words_and_pairs(evidence_text(mail)))), table.rows.numpy()
+    """Exact share of each word, pair and stem of a mail in the evidence's margins."""
+    text = evidence_text(mail)
+    cut = stems(text.partition("\n")[2]) if language_of(mail) == "tr" else []
+    counts, terms, rows = count_ngrams([mail]), sorted({*_words_and_pairs(text), *cut}), table.rows.numpy()
     heat = table.temperature.item()
     start = table.bias.double().numpy() / heat
     x = tfidf(counts, rows, table.idf.numpy())
@@ -141,14 +143,14 @@ def count_terms(
     weight = table.weight[at].double().numpy() / heat
     return Counted([t for t, _, _ in found], np.array([v for _, _, v in found])[:, None] * weight, start)
 
-# %% ../../nbs/trm/06_explain.ipynb #b034fa7a
+# %% ../../nbs/trm/06_explain.ipynb #36749e78
 def keys_of(
     place: Place, # A word on the page
 ) -> list[str]: # The counted words it holds
     """A word on the page as the evidence counts it: `bob@example.org` of a sender is three words. Headers are not counted."""
     if place.zone == "headers": return []
     text = place.text.lower()
-    return [f"from_{w}" for w in re.findall(r"\w+", text)] if place.segment == 1 else re.findall(r"\b\w\w+\b", text)
+    return [f"from_{w}" for w in re.findall(r"\w+", text)] if place.segment == 1 else [*re.findall(r"\b\w\w+\b", text), *stems(place.text)]
 
 # %% ../../nbs/trm/06_explain.ipynb #a0a9a363
 def deal_out(
