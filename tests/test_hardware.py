@@ -21,12 +21,12 @@ from email_trm.hardware import detect
 from email_trm.hardware.detect import HardwareDetector
 from email_trm.hardware.memory import MemoryManager
 from email_trm.hardware.monitor import ResourceMonitor, Sample
+from email_trm.training.checkpoints import newest_checkpoint
 from email_trm.training.trainer import (
     Progress,
     Trained,
     TRMTrainer,
     Watch,
-    newest_checkpoint,
     recipe,
     train_categories,
 )
@@ -277,7 +277,7 @@ def test_a_full_disk_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return look(monitor, mails)
 
     monkeypatch.setattr(ResourceMonitor, "tick", full)
-    with pytest.raises(ResourceError, match="last whole epoch"):
+    with pytest.raises(ResourceError, match="last checkpoint"):
         train(tmp_path / "stopped")
     monkeypatch.setattr(ResourceMonitor, "tick", look)
     assert newest_checkpoint(tmp_path / "stopped")

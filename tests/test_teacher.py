@@ -13,8 +13,8 @@ import pytest
 
 from email_trm.mail.message import email_to_dict
 from email_trm.mail.sample import sample_mailbox
+from email_trm.training.checkpoints import damage, seal
 from email_trm.training.teacher import teacher_text
-from email_trm.training.trainer import is_json
 from email_trm.trm.warm import random_encoder
 
 
@@ -40,14 +40,15 @@ def test_killed_teacher_goes_on(places: tuple[Path, Path], tmp_path: Path) -> No
     killed = start(places, tmp_path / "out")
     first = tmp_path / "out/encoder/checkpoint-100/trainer_state.json"
     deadline = time.monotonic() + 120
-    while not is_json(first) and killed.poll() is None and time.monotonic() < deadline:
+    while damage(first.parent) and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert is_json(first) and not (tmp_path / "out/teacher.json").exists()
+    assert not damage(first.parent) and not (tmp_path / "out/teacher.json").exists()
     state = json.loads(first.read_text(encoding="utf-8"))
     state["log_history"].append({"step": 100, "mark": 1.0}) # Only a training that goes on from here can carry it to the end
     first.write_text(json.dumps(state), encoding="utf-8")
+    seal(first.parent)
     assert start(places, tmp_path / "out").wait() == 0
     last = max((tmp_path / "out/encoder").glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.rpartition("-")[2]))
     assert any("mark" in entry for entry in json.loads(last.read_text(encoding="utf-8"))["log_history"])

@@ -13,7 +13,8 @@ from email_trm.data.schema import to_mails
 from email_trm.mail.sample import sample_mailbox
 from email_trm.serving.classifier import EmailClassifier
 from email_trm.training import trainer
-from email_trm.training.trainer import Recipe, TRMTrainer, newest_checkpoint, train_categories
+from email_trm.training.checkpoints import newest_checkpoint
+from email_trm.training.trainer import Recipe, TRMTrainer, train_categories
 from email_trm.trm.files import load_model, save_model
 from email_trm.trm.warm import random_encoder, reader_shape
 

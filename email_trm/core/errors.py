@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EmailTRMError', 'ConfigError', 'SourceError', 'RecordError', 'DataError', 'ModelError', 'GateError', 'PipelineError',
-           'ResourceError', 'suggest', 'exit_with_code']
+           'ResourceError', 'TrainingError', 'StoppedError', 'suggest', 'exit_with_code']
 
 # %% ../../nbs/core/00_errors.ipynb #cd6b08cf
 class EmailTRMError(Exception):
@@ -68,6 +68,18 @@ class ResourceError(EmailTRMError):
     """The machine has too little memory or disk to go on."""
 
     exit_code = 7
+
+# %% ../../nbs/core/00_errors.ipynb #7036e3f8
+class TrainingError(EmailTRMError):
+    """A training that came apart and could not be brought back."""
+
+    exit_code = 8
+
+# %% ../../nbs/core/00_errors.ipynb #b9048698
+class StoppedError(EmailTRMError):
+    """Somebody asked the program to stop. What was done so far is kept."""
+
+    exit_code = 130
 
 # %% ../../nbs/core/00_errors.ipynb #df681287
 import functools

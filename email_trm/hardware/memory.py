@@ -77,7 +77,7 @@ def pieces(
     for piece in zip(*(value.chunk(parts) for value in batch.values()), strict=True):
         yield dict(zip(batch, piece, strict=True)), len(piece[0]) / size
 
-# %% ../../nbs/hardware/02_memory.ipynb #a766729f
+# %% ../../nbs/hardware/02_memory.ipynb #7c999aaa
 @dataclass
 class MemoryRoom:
     """How much room there is for the parts of an update, and what was changed."""
@@ -94,6 +94,7 @@ class MemoryRoom:
     updates: int = 0 # Updates done
     quiet: int = 10 # Updates since the last change
     before: int | None = None # Bytes held before the first update
+    tell: Callable[..., None] | None = None # Told of every change, as it happens
 
     def __post_init__(self) -> None:
         self.planned = self.parts
@@ -112,6 +113,7 @@ class MemoryRoom:
         """Split otherwise from now on."""
         self.parts, self.quiet = min(parts, self.batch), 0
         self.events.append({"update": self.updates, "parts": self.parts, "why": why})
+        if self.tell: self.tell("memory", **self.events[-1])
 
     def wanting(self, state: MemoryState) -> str:
         """Who is short of memory, if anybody."""

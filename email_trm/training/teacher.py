@@ -9,7 +9,7 @@ __all__ = ['LINEAR', 'WEIGHTS', 'teacher_text', 'LinearTeacher', 'TeacherRecipe'
            'training_fingerprint', 'lesson_fingerprint', 'opinion_frame', 'opinion_scores', 'Teachers', 'teach',
            'write_lesson', 'load_taught', 'main']
 
-# %% ../../nbs/training/03_teacher.ipynb #049a159d
+# %% ../../nbs/training/03_teacher.ipynb #cab06801
 import argparse
 import hashlib
 import json
@@ -32,7 +32,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..core.errors import DataError, exit_with_code
@@ -41,7 +41,8 @@ from ..data.manager import EmailDatasetManager
 from ..data.schema import to_mails
 from ..mail.message import Email, address
 from ..mail.readers import read_emails
-from .trainer import Taught, label_indices, newest_checkpoint, soft_targets
+from .checkpoints import SealedTrainer, newest_checkpoint
+from .trainer import Taught, label_indices, soft_targets
 from ..trm.files import quiet
 from ..trm.warm import encoder_folder
 from ..trm.calibration import fit_temperature, probabilities
@@ -126,8 +127,8 @@ class SoftDataset(Dataset):
         row: dict[str, Any] = {"input_ids": self.ids[index]}
         return row if self.targets is None else row | {"labels": self.targets[index].tolist()}
 
-# %% ../../nbs/training/03_teacher.ipynb #3b5c0d9c
-class SoftTrainer(Trainer):
+# %% ../../nbs/training/03_teacher.ipynb #bb5e765a
+class SoftTrainer(SealedTrainer):
     """`Trainer` whose labels are probabilities."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -156,7 +157,7 @@ class MeanPooled(torch.nn.Module):
         mask = attention_mask.unsqueeze(-1)
         return SequenceClassifierOutput(logits=self.head(((hidden * mask).sum(1) / mask.sum(1)).float()))
 
-# %% ../../nbs/training/03_teacher.ipynb #85a576ba
+# %% ../../nbs/training/03_teacher.ipynb #d67d73c5
 class EncoderTeacher:
     """A pre-trained encoder with a category head, fine-tuned on verified mail."""
 
@@ -177,7 +178,7 @@ class EncoderTeacher:
         r = self.recipe
         return TrainingArguments(output_dir=str(self.folder), num_train_epochs=r.epochs, per_device_train_batch_size=r.batch_size,
             per_device_eval_batch_size=64, learning_rate=r.learning_rate, warmup_steps=0.06, weight_decay=0.01, lr_scheduler_type="linear",
-            save_steps=100, save_total_limit=2, seed=self.seed, data_seed=self.seed, report_to="none", bf16=r.bf16,
+            save_steps=100, seed=self.seed, data_seed=self.seed, report_to="none", bf16=r.bf16,
             use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length", dataloader_pin_memory=False,
             remove_unused_columns=False, logging_steps=50)
 
@@ -186,7 +187,7 @@ class EncoderTeacher:
         collate = DataCollatorWithPadding(self.tokenizer)
         return SoftTrainer(model=self.model, args=self.arguments(), train_dataset=data, data_collator=collate)
 
-# %% ../../nbs/training/03_teacher.ipynb #eb0ee5a9
+# %% ../../nbs/training/03_teacher.ipynb #1537fa11
 def fit_encoder(
     teacher: EncoderTeacher, # A fresh teacher
     train: Sequence[Email], # Labelled training mails
@@ -198,7 +199,8 @@ def fit_encoder(
     """
     targets = soft_targets(train, teacher.categories)
     data = SoftDataset([teacher_text(m) for m in train], teacher.tokenizer, teacher.recipe.max_length, targets)
-    teacher.trainer(data).train(resume_from_checkpoint=newest_checkpoint(teacher.folder))
+    newest = newest_checkpoint(teacher.folder)
+    teacher.trainer(data).train(resume_from_checkpoint=None if newest is None else str(newest))
     teacher.model.eval()
     teacher.temperature = fit_temperature(encoder_logits(teacher, validation), label_indices(validation, teacher.categories))
     return teacher
