@@ -283,7 +283,8 @@ def test_only_a_sure_gain_is_adopted(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_pipeline_on_the_sample(tmp_path: Path) -> None:
     """The whole line on synthetic mail, tiny; the report has numbers, pictures with words for them, and a verdict."""
     given = {"split": "random", "trials": 4, "mails": 150, "seeds": "1,2", "work": str(tmp_path / "work"),
-        "output": str(tmp_path / "report"), "settings": {"epochs": 1, "batch_size": 32, "vocab_size": 600, "evidence": False, "model": SHAPE}}
+        "output": str(tmp_path / "report"),
+        "settings": {"epochs": 1, "batch_size": 32, "vocab_size": 600, "evidence": False, "model": SHAPE}}
     known = papermill.inspect_notebook(str(TEMPLATE))
     assert set(given) < set(known)
     papermill.execute_notebook(str(TEMPLATE), str(tmp_path / "out.ipynb"), given, progress_bar=False)

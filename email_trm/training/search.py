@@ -543,7 +543,7 @@ def written(
     """A value as people write it."""
     return f"{value:.3g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
 
-# %% ../../nbs/training/06_search.ipynb #97d6d6e5
+# %% ../../nbs/training/06_search.ipynb #7606e828
 def search_markdown(
     found: Mapping[str, Any], # From `search_facts`
     note: str = "", # What was measured, and on what
@@ -554,9 +554,9 @@ def search_markdown(
     lines = ["# Search for hyperparameters", "", *([note, ""] if note else []), verdict(found["comparison"])]
     if found["comparison"] is not None: lines += comparison_rows(found["comparison"])
     drawn = f"{sum(states.values())} trials ({', '.join(f'{n} {s}' for s, n in states.items())})"
-    lines += ["", "## What was drawn", "", f"{drawn} learned from {found['learned_from']:,} mails and were chosen on {found['chosen_on']:,} others of the training part. The best was trial "
-        f"{best['number']} with {best['value']:.3f} there; that number flatters it, because it was chosen for it.", "",
-        "| | default | winner | importance |", "|---|---|---|---|"]
+    chosen = f"The best was trial {best['number']} with {best['value']:.3f} there; that number flatters it, because it was chosen for it."
+    lines += ["", "## What was drawn", "", f"{drawn} learned from {found['learned_from']:,} mails and were chosen on "
+        f"{found['chosen_on']:,} others of the training part. {chosen}", "", "| | default | winner | importance |", "|---|---|---|---|"]
     for name, value in found["default"].items():
         share = f"{found['importance'][name]:.2f}" if name in found["importance"] else "–"
         lines.append(f"| `{name}` | {written(value)} | {written(best['params'].get(name))} | {share} |")

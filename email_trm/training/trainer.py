@@ -12,8 +12,9 @@ __all__ = ['RECIPES', 'WARM', 'TRACKERS', 'ema_decay', 'average_of', 'Progress',
            'sound_row', 'checkpoint_bytes', 'Prepared', 'prepare', 'fit', 'train_categories', 'record_steps',
            'calibrate']
 
-# %% ../../nbs/training/02_trainer.ipynb #48aac5b5
+# %% ../../nbs/training/02_trainer.ipynb #c5d6f1c7
 import contextlib
+import copy
 import importlib.util
 import json
 import math
@@ -399,7 +400,7 @@ def label_indices(
         raise DataError("a mail has no label, or one that is no category", "leave out unlabelled mail")
     return np.array([column[m.category or ""] for m in mails], dtype=np.int64)
 
-# %% ../../nbs/training/02_trainer.ipynb #729d930c
+# %% ../../nbs/training/02_trainer.ipynb #65023bb4
 class MailDataset(Dataset):
     """Encoded mails with labels, in memory."""
 
@@ -424,6 +425,12 @@ class MailDataset(Dataset):
     def __getitem__(self, index: int) -> Encoded:
         """One encoded mail."""
         return self.rows[index]
+
+    def with_rows(self, rows: list[dict[str, Any]]) -> "MailDataset":
+        """The same with other rows."""
+        other = copy.copy(self)
+        other.rows = rows
+        return other
 
 # %% ../../nbs/training/02_trainer.ipynb #70101d19
 def evidence_for(
@@ -490,7 +497,7 @@ def dataset_for(
     budget = Budget(c.sender_tokens, c.subject_tokens, c.body_tokens)
     return MailDataset(mails, tokenizer, categories, budget, evidence=evidence_for(model, mails))
 
-# %% ../../nbs/training/02_trainer.ipynb #28f0b5dc
+# %% ../../nbs/training/02_trainer.ipynb #db33f519
 def validation_scores(
     categories: Sequence[str], # Names in the order of the logits
 ) -> Callable[[EvalPrediction], dict[str, float]]: # For `Trainer`: accuracy, macro_f1, and f1_<category> of each
@@ -498,8 +505,8 @@ def validation_scores(
     def scores(prediction: EvalPrediction) -> dict[str, float]:
         predicted, labels = np.asarray(prediction.predictions[0]).argmax(-1), prediction.label_ids
         each = f1_score(labels, predicted, labels=range(len(categories)), average=None, zero_division=0)
-        return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0),
-            **{f"f1_{name}": float(f) for name, f in zip(categories, each, strict=True)}}
+        whole = f1_score(labels, predicted, average="macro", zero_division=0)
+        return {"accuracy": accuracy_score(labels, predicted), "macro_f1": whole, **{f"f1_{name}": float(f) for name, f in zip(categories, each, strict=True)}}
     return scores
 
 # %% ../../nbs/training/02_trainer.ipynb #5489bac6
