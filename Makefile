@@ -33,7 +33,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -60,7 +60,7 @@ $(CORE): $(PINS)
 
 $(DEV): $(CORE)
 	@echo "Installing what tests and docs need ..."
-	@$(PIP) -e '.[dev,docs,data]'
+	@$(PIP) -e '.[dev,docs,data,search]'
 	@touch $@
 
 $(TEACHER): $(CORE)
@@ -176,6 +176,20 @@ evidence-reasoning: $(CORE) ## Make reports/reasoning again: does recursion help
 	@$(KEEP) $(BIN)/papermill nbs/pipelines/reasoning.ipynb build/evidence/reasoning.ipynb \
 	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p split group -p seeds "$${SEEDS:-0,1,2}" -p variants "$${VARIANTS:-all}" \
 	  -p mails "$${MAILS:-0}" -p work build/evidence/reasoning -p output reports/reasoning
+
+evidence-reliability: $(CORE) ## Make reports/reliability again: trainings killed, disks filled, checkpoints spoiled (half an hour; ROUNDS= chooses)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m email_trm.evaluation.reliability --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
+	  --rounds $${ROUNDS:-10} --output reports/reliability
+
+evidence-search: $(DEV) ## Make reports/search again: are there better hyperparameters? (hours; TRIALS=, MAILS= choose; goes on where it stopped)
+	@mkdir -p build/evidence
+	@$(BIN)/papermill nbs/pipelines/search.ipynb build/evidence/search.ipynb \
+	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p trials $${TRIALS:-30} -p mails $${MAILS:-0} \
+	  -p work build/evidence/search -p output reports/search
+
+evidence-ensemble: $(CORE) ## Make reports/ensemble again: what several models gain, and one distilled from them (MAILS= chooses; goes on where it stopped)
+	@$(BIN)/python -m email_trm.evaluation.ensembles --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \
+	  --unlabelled "$${MORE:-../shared/data/weak-categories.jsonl.gz}" --mails $${MAILS:-0} --work build/evidence/ensemble --output reports/ensemble
 
 clean: ## Remove what builds leave behind; .venv and reports stay
 	@rm -rf _docs _proc build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

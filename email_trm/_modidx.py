@@ -8,6 +8,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'email_trm.cli.cli.plain': ('cli/cli.html#plain', 'email_trm/cli/cli.py'),
                                    'email_trm.cli.cli.predict': ('cli/cli.html#predict', 'email_trm/cli/cli.py'),
                                    'email_trm.cli.cli.run': ('cli/cli.html#run', 'email_trm/cli/cli.py'),
+                                   'email_trm.cli.cli.search': ('cli/cli.html#search', 'email_trm/cli/cli.py'),
                                    'email_trm.cli.cli.show_machine': ('cli/cli.html#show_machine', 'email_trm/cli/cli.py'),
                                    'email_trm.cli.cli.show_results': ('cli/cli.html#show_results', 'email_trm/cli/cli.py'),
                                    'email_trm.cli.cli.show_run': ('cli/cli.html#show_run', 'email_trm/cli/cli.py'),

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Done', 'EmailTrainingOrchestrator', 'RunSettings', 'open_run', 'running']
 
-# %% ../../nbs/training/05_orchestrator.ipynb #4724eec0
+# %% ../../nbs/training/05_orchestrator.ipynb #22a97182
 import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def open_run(
             "choose another --output, or --overwrite")
     return settings
 
-# %% ../../nbs/training/05_orchestrator.ipynb #5fd1fca8
+# %% ../../nbs/training/05_orchestrator.ipynb #1bdbcbbf
 @contextmanager
 def running(
     folder: Path, # Of the run
@@ -149,7 +149,8 @@ def running(
     facts: dict[str, Any] = {"settings": asdict(settings), "started": began.get("started", utc_now()), "machine": machine(),
         "versions": versions()}
     def write(status: str, **more: Any) -> None:
-        if is_first_process(): write_json(folder / "run.json", {"status": status, **facts, **more, "updated": utc_now()})
+        with suppress(OSError) if status == "failed" else nullcontext(): # On a full disk the cause is raised all the same
+            if is_first_process(): write_json(folder / "run.json", {"status": status, **facts, **more, "updated": utc_now()})
     write("running", process=this_process())
     try: yield facts.update
     except (StoppedError, KeyboardInterrupt) as error:

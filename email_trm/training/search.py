@@ -9,7 +9,7 @@ __all__ = ['value_in', 'recipe_for', 'search_space', 'default_params', 'search_p
            'weighted_macro_f1', 'sender_interval', 'measure_recipe', 'paired_differences', 'compare', 'search_facts',
            'verdict', 'comparison_rows', 'written', 'search_markdown']
 
-# %% ../../nbs/training/06_search.ipynb #77939251
+# %% ../../nbs/training/06_search.ipynb #b2834f97
 import json
 import math
 import shutil
@@ -27,6 +27,7 @@ import pandas as pd
 import sqlalchemy
 from filelock import FileLock
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from optuna.exceptions import ExperimentalWarning
@@ -376,7 +377,7 @@ def draw_importance(
     ax.set_xlim(0, 1)
     return ax
 
-# %% ../../nbs/training/06_search.ipynb #aa97132f
+# %% ../../nbs/training/06_search.ipynb #87fdcc72
 def draw_slice(
     ax: Axes, # Where to draw
     table: pd.DataFrame, # From `trials_table`
@@ -389,7 +390,12 @@ def draw_slice(
     ax.plot(whole[name], whole["value"], "o", color=_blue, alpha=0.7)
     first = whole[whole["number"] == 0]
     ax.plot(first[name], first["value"], "o", color=_orange, markersize=11, markerfacecolor="none", markeredgewidth=2)
-    if log: ax.set_xscale("log")
+    if log:
+        ends = [whole[name].min(), whole[name].max()]
+        ax.set_xscale("log")
+        ax.set_xticks(ends, [f"{end:.2g}" for end in ends])
+        ax.minorticks_off()
+    elif pd.api.types.is_integer_dtype(whole[name]): ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return ax
 
 # %% ../../nbs/training/06_search.ipynb #37efc90e

@@ -76,12 +76,12 @@ def average_of(
     def mix(old: Tensor, new: Tensor, updates: Tensor | int) -> Tensor: return old.lerp(new, 1 - ema_decay(int(updates), decay))
     return AveragedModel(model, avg_fn=mix)
 
-# %% ../../nbs/training/02_trainer.ipynb #1455914c
+# %% ../../nbs/training/02_trainer.ipynb #64e4b691
 class Progress(TrainerCallback):
     """A plain tqdm bar over optimiser steps, with the last validation scores beside it."""
 
     def __init__(self, label: str = "training") -> None:
-        self.label, self.bar, self.notes = label, None, dict[str, str]() # Shown in front of the bar, and behind it
+        self.label, self.bar, self.notes = label, None, dict[str, str]() # In front of the bar (none without), the bar, and behind it
 
     def say(self, about: str, text: str) -> None:
         """Show something behind the bar, in place of what was last said about it."""
@@ -90,7 +90,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", mininterval=2.0, dynamic_ncols=True)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", mininterval=2.0, dynamic_ncols=True,
+            disable=not self.label or not state.is_world_process_zero)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance."""
@@ -104,12 +105,13 @@ class Progress(TrainerCallback):
         """Close the bar where it stands: early stopping leaves it short of the end."""
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/training/02_trainer.ipynb #40bcd3f8
+# %% ../../nbs/training/02_trainer.ipynb #048ef02e
 class Watch(TrainerCallback):
     """Eases off and stops as a `ResourceMonitor` advises, and shows the rate behind the bar. Raises `ResourceError` on a full disk."""
 
-    def __init__(self, monitor: ResourceMonitor, threads: int, progress: Progress, pause: float = 1.0) -> None:
+    def __init__(self, monitor: ResourceMonitor, threads: int, progress: Progress, pause: float = 1.0, log: FaultLog | None = None) -> None:
         self.monitor, self.threads, self.progress, self.pause = monitor, threads, progress, pause # Pause in seconds, after each look
+        self.log = log # Told of a full disk, if there is room for that
         self.easing = False # Whether it goes easy now
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -124,6 +126,7 @@ class Watch(TrainerCallback):
         if self.easing: time.sleep(self.pause)
         if sample.advice == "stop" and not (rotate(self.monitor.folder) and self.monitor.look().advice != "stop"):
             self.progress.on_train_end(args, state, control)
+            if self.log: self.log.note("disk full", update=state.global_step)
             raise ResourceError("the disk is nearly full", "make room and start again: training goes on from its last checkpoint")
 
 # %% ../../nbs/training/02_trainer.ipynb #3bfcf005
@@ -497,7 +500,7 @@ def dataset_for(
     budget = Budget(c.sender_tokens, c.subject_tokens, c.body_tokens)
     return MailDataset(mails, tokenizer, categories, budget, evidence=evidence_for(model, mails))
 
-# %% ../../nbs/training/02_trainer.ipynb #db33f519
+# %% ../../nbs/training/02_trainer.ipynb #874ab25d
 def validation_scores(
     categories: Sequence[str], # Names in the order of the logits
 ) -> Callable[[EvalPrediction], dict[str, float]]: # For `Trainer`: accuracy, macro_f1, and f1_<category> of each
@@ -505,8 +508,8 @@ def validation_scores(
     def scores(prediction: EvalPrediction) -> dict[str, float]:
         predicted, labels = np.asarray(prediction.predictions[0]).argmax(-1), prediction.label_ids
         each = f1_score(labels, predicted, labels=range(len(categories)), average=None, zero_division=0)
-        whole = f1_score(labels, predicted, average="macro", zero_division=0)
-        return {"accuracy": accuracy_score(labels, predicted), "macro_f1": whole, **{f"f1_{name}": float(f) for name, f in zip(categories, each, strict=True)}}
+        found = {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0)}
+        return found | {f"f1_{name}": float(f) for name, f in zip(categories, each, strict=True)}
     return scores
 
 # %% ../../nbs/training/02_trainer.ipynb #5489bac6
@@ -523,7 +526,7 @@ def check_tracker(
     if name == "wandb": os.environ.setdefault("WANDB_MODE", "offline")
     return name
 
-# %% ../../nbs/training/02_trainer.ipynb #4946ab05
+# %% ../../nbs/training/02_trainer.ipynb #cd1c07aa
 def training_arguments(
     recipe: Recipe, # Hyperparameters
     folder: str | Path, # Where checkpoints go
@@ -540,8 +543,8 @@ def training_arguments(
         per_device_eval_batch_size=plan.evaluation_batch if plan else 128, learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup, weight_decay=recipe.weight_decay, adam_beta2=0.95, lr_scheduler_type="cosine", max_grad_norm=1.0,
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", load_best_model_at_end=True,
-        metric_for_best_model="macro_f1", greater_is_better=True, seed=seed, data_seed=seed, report_to=check_tracker(report_to), disable_tqdm=True,
-        dataloader_pin_memory=False, use_cpu=True)
+        metric_for_best_model="macro_f1", greater_is_better=True, seed=seed, data_seed=seed, report_to=check_tracker(report_to),
+        disable_tqdm=True, dataloader_pin_memory=False, use_cpu=True)
 
 # %% ../../nbs/training/02_trainer.ipynb #ca7f7cdc
 @dataclass
@@ -751,7 +754,7 @@ def prepare(
         targets, opinions)
     return Prepared(model, tokenizer, learned, dataset_for(model, tokenizer, validation, categories), [language_of(m) for m in validation])
 
-# %% ../../nbs/training/02_trainer.ipynb #71da05ac
+# %% ../../nbs/training/02_trainer.ipynb #4c6cfe41
 def fit(
     ready: Prepared, # From `prepare`; its model learns
     recipe: Recipe, # Hyperparameters
@@ -763,11 +766,13 @@ def fit(
     base: int = 0, # Bytes this process held before vocabulary and model were made
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]: # The log; plan, memory_events, resources, samples and faults, as in `Trained`
     """Train until patience or the recipe ends. The model then holds the averaged weights of the best epoch."""
+    if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & {k for k, v in os.environ.items() if v == "true"}:
+        raise ConfigError("the average of the weights cannot be taken of shards", "use DDP: torchrun --nproc_per_node 2")
     model, log, threads = ready.model, FaultLog(folder), torch.get_num_threads()
     plan = plan_here(model, recipe, ready.learned, folder, base or psutil.Process().memory_info().rss)
     if plan.checkpointing: model.activation_checkpointing_enable({"use_reentrant": False})
     progress, need = Progress(label), activation_bytes(footprint_of(model), plan.checkpointing)
-    watch = Watch(ResourceMonitor(folder, disk=2 * checkpoint_bytes(model)), min(plan.threads, threads), progress)
+    watch = Watch(ResourceMonitor(folder, disk=2 * checkpoint_bytes(model)), min(plan.threads, threads), progress, log=log)
     memory = MemoryManager(recipe.batch_size, plan.accumulation, plan.memory_budget, need, tell=log.note)
     rows = Tolerant(ready.learned, lambda row: sound_row(row, model.config.vocab_size), log)
     args, stopping = training_arguments(recipe, folder, seed, plan, report_to), Stopping()
