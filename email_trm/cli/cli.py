@@ -75,7 +75,7 @@ def run(
     show_results(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
     print(f"Report: {folder / 'report.html'}")
 
-# %% ../../nbs/cli/02_cli.ipynb #913677f9
+# %% ../../nbs/cli/02_cli.ipynb #02ac7a48
 @app.command(epilog=examples("email-trm train --source mail.jsonl.gz --output my-model", "email-trm train --resume my-model",
     "email-trm train --source mail.jsonl.gz --output my-model --strategy phases --warm-start minilm"))
 def train(
@@ -107,6 +107,9 @@ def train(
             raise SourceError(f"{source} does not exist", "check the path, or leave --source out for the synthetic sample")
         phases_of(strategy)
         place = source if source == "sample" else str(Path(source).expanduser().absolute())
+        if warm_start and Path(warm_start).expanduser().exists(): warm_start = str(Path(warm_start).expanduser().absolute())
+        if not output and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("several processes need one folder", "name it: --output")
         folder = Path(output) if output else Path("runs") / run_name(Path(source).name)
         asked = RunSettings(place, split, profile, size, warm_start, strategy, seed, report_to)
     metrics = train_run(folder, asked, overwrite)
@@ -116,7 +119,7 @@ def train(
         f"accuracy {test['accuracy']:.3f}, macro-F1 {test['macro_f1']:.3f}, n {test['n']:,}")
     print(f"Model: {folder / 'model'}")
 
-# %% ../../nbs/cli/02_cli.ipynb #50852342
+# %% ../../nbs/cli/02_cli.ipynb #b0a835c0
 @app.command(epilog=examples("email-trm search --source mail.jsonl.gz --output my-search --trials 30",
     "email-trm search --source mail.jsonl.gz --output my-search --trials 30 --worker 1"))
 def search(
@@ -135,8 +138,8 @@ def search(
     if find_spec("optuna") is None: raise ConfigError("optuna is not installed", "pip install 'email-trm[search]'")
     if source != "sample" and not Path(source).expanduser().exists():
         raise SourceError(f"{source} does not exist", "check the path")
-    parameters = {"source": source, "trials": trials, "minutes": minutes, "size": size, "mails": mails, "storage": storage, "worker": worker,
-        "work": str(output.absolute() / "work"), "output": str(output.absolute())}
+    parameters = {"source": source, "trials": trials, "minutes": minutes, "size": size, "mails": mails, "storage": storage,
+        "worker": worker, "work": str(output.absolute() / "work"), "output": str(output.absolute())}
     notebook = pipeline_path("search")
     check_template(notebook, parameters)
     output.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'digest', 'flush_to_disk', 'seal', 'damage', 'step_of', 'checkpoints', 'read_state', 'best_of',
            'newest_checkpoint', 'discard', 'weight', 'rotate', 'disk_is_full', 'read_weights', 'SealedTrainer',
-           'Saving', 'Stopping']
+           'epoch_is_over', 'Saving', 'Stopping']
 
-# %% ../../nbs/training/00_checkpoints.ipynb #7c0a01f3
+# %% ../../nbs/training/00_checkpoints.ipynb #fae84d8f
 import errno
 import hashlib
 import json
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load
 from torch import nn
 from transformers import Trainer, TrainerCallback
@@ -134,22 +136,19 @@ def weight(
     """Bytes on the disk."""
     return sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
 
-# %% ../../nbs/training/00_checkpoints.ipynb #978fe108
+# %% ../../nbs/training/00_checkpoints.ipynb #0312de6b
 def rotate(
     folder: Path, # Where a `Trainer` writes
-    keep: int = 1, # Whole checkpoints to keep besides the best
+    keep: int = 1, # Checkpoints to go on from, the newest among them
     most_bytes: int | None = None, # What all of them may take together
 ) -> int: # Checkpoints removed
     """Remove old checkpoints, oldest first. Without a whole one nothing is removed."""
-    newest = newest_checkpoint(folder)
-    if newest is None: return 0
-    held = {newest, best_of(newest)}
-    old = [p for p in checkpoints(folder) if step_of(p) < step_of(newest)]
-    others = [p for p in old if p not in held]
-    whole = [p for p in others if not damage(p)]
-    gone = [p for p in others if p not in whole] + whole[:max(0, len(whole) - max(keep - 1, 0))]
-    left = [p for p in whole if p not in gone]
-    while left and most_bytes is not None and sum(map(weight, [*held, *left])) > most_bytes: gone.append(left.pop(0))
+    whole = [p for p in checkpoints(folder) if not damage(p)]
+    kept = [p for p in whole if best_of(p) in whole][-max(keep, 1):]
+    if not kept: return 0
+    def held() -> set[Path]: return {*kept, *map(best_of, kept)}
+    while len(kept) > 1 and most_bytes is not None and sum(map(weight, held())) > most_bytes: del kept[0]
+    gone = [p for p in checkpoints(folder) if p not in held() and step_of(p) < step_of(kept[-1])]
     for path in gone: discard(path)
     return len(gone)
 
@@ -174,33 +173,41 @@ def read_weights(
     if wrong := damage(checkpoint): raise ModelError(f"{checkpoint.name} {wrong}", "start again: training goes on from an older one")
     return load((checkpoint / name).read_bytes())
 
-# %% ../../nbs/training/00_checkpoints.ipynb #5eff23b0
+# %% ../../nbs/training/00_checkpoints.ipynb #7fdec6a6
 class SealedTrainer(Trainer):
     """`Trainer` whose checkpoints are sealed, and which ends with the best whole one. Raises `ResourceError` on a full disk."""
 
-    keep = 2 # Whole checkpoints to keep besides the best: should the newest be damaged, there is another
+    keep = 2 # Checkpoints to go on from: should the newest be damaged, there is another
     most_bytes: int | None = None # What all of them may take together
     note: Callable[..., None] = staticmethod(lambda kind, **facts: None) # Told of faults
 
     def check_weights(self) -> None:
         """Called before a checkpoint is written; may raise to prevent that."""
 
+    def add_files(self, folder: Path) -> None:
+        """Called before a checkpoint is sealed; may write more into it."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write, seal, and only then make room."""
         home, update = Path(str(self.args.output_dir)), self.state.global_step
         folder = home / f"checkpoint-{update}"
         self.check_weights()
+        alone = self.args.world_size == 1
         for last in (False, True):
             try:
                 if self.args.should_save: discard(folder)
+                if not alone: dist.barrier()
                 super()._save_checkpoint(model, trial)
-                if self.args.should_save: seal(folder)
+                if not alone: dist.barrier()
+                if self.args.should_save:
+                    self.add_files(folder)
+                    seal(folder)
                 break
             except Exception as error:
                 if not disk_is_full(error): raise
                 discard(folder)
                 self.note("disk full", update=update)
-                if last or not rotate(home):
+                if last or not alone or not rotate(home):
                     raise ResourceError("the disk is full; this checkpoint could not be written",
                         "make room and start again: training goes on from its last checkpoint") from error
         if self.args.should_save: rotate(home, self.keep, self.most_bytes)
@@ -213,7 +220,14 @@ class SealedTrainer(Trainer):
         best = Path(str(self.args.output_dir)) / Path(str(self.state.best_model_checkpoint)).name
         cast(nn.Module, self.model).load_state_dict(read_weights(best))
 
-# %% ../../nbs/training/00_checkpoints.ipynb #fdd9619c
+# %% ../../nbs/training/00_checkpoints.ipynb #9cacae7f
+def epoch_is_over(
+    state: Any, # `transformers.TrainerState`
+) -> bool:
+    """Was this the last update of an epoch?"""
+    return float(state.epoch).is_integer()
+
+# %% ../../nbs/training/00_checkpoints.ipynb #5d5a827d
 class Saving(TrainerCallback):
     """Asks for a checkpoint when the last one is old. It changes nothing else: weights do not depend on when they are saved."""
 
@@ -227,13 +241,13 @@ class Saving(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask, if it is time."""
-        if self.clock() - self.last >= self.seconds: control.should_save = True
+        if self.clock() - self.last >= self.seconds and not epoch_is_over(state): control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock again."""
         self.last = self.clock()
 
-# %% ../../nbs/training/00_checkpoints.ipynb #482b37eb
+# %% ../../nbs/training/00_checkpoints.ipynb #ac656b58
 class Stopping(TrainerCallback):
     """Turns a polite signal into a checkpoint and a `StoppedError`. For a `with` block; outside of the main thread it does nothing."""
 
@@ -247,17 +261,19 @@ class Stopping(TrainerCallback):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Listen no longer."""
+        """Listen no longer. Raises `StoppedError` if nobody has answered a signal."""
         for number, handler in self.before.items(): signal.signal(number, handler)
+        if self.asked and error[0] is None: raise StoppedError("training was stopped after its last update", "start it again")
 
     def ask(self, number: int, frame: Any) -> None:
         """A signal came."""
         if self.asked: raise KeyboardInterrupt
         self.asked = True
+        print("\nStopping after this update, with a checkpoint. Once more, and it stops at once.", file=sys.stderr, flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save now."""
-        if self.asked: control.should_save = True
+        if self.asked and not epoch_is_over(state): control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """And stop."""

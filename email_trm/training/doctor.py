@@ -7,11 +7,12 @@ __all__ = ['SAFE', 'FaultLog', 'read_lines', 'Tolerant', 'Diverged', 'Course', '
            'status_findings', 'checkpoint_findings', 'fault_findings', 'machine_findings', 'examine', 'without_paths',
            'support_bundle']
 
-# %% ../../nbs/training/01_doctor.ipynb #9ebca680
+# %% ../../nbs/training/01_doctor.ipynb #669d3b03
 import json
 import math
 import os
 import re
+import shlex
 import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -161,13 +162,13 @@ def this_process() -> dict[str, float]: # For `is_alive`
     process = psutil.Process()
     return {"id": process.pid, "began": process.create_time()}
 
-# %% ../../nbs/training/01_doctor.ipynb #6fe411ab
+# %% ../../nbs/training/01_doctor.ipynb #41742666
 def status_findings(
     folder: Path, # A run
 ) -> Iterator[Finding]:
     """How it stands."""
     run = read_json(folder / "run.json")
-    go_on = f"go on with: email-trm train --resume {folder.name}"
+    go_on = f"go on with: email-trm train --resume {shlex.quote(str(folder))}"
     if run is None:
         if (folder / "run.json").exists(): yield Finding("problem", "run.json cannot be read", "train anew with --overwrite")
         return
@@ -196,10 +197,10 @@ def checkpoint_findings(
         if free < need: yield Finding("problem", room, "make room")
     elif all_of_them: yield Finding("problem", f"no checkpoint in {folder.name} is whole", "nothing: the training will begin anew")
 
-# %% ../../nbs/training/01_doctor.ipynb #5869a1fe
+# %% ../../nbs/training/01_doctor.ipynb #5656e75f
 _REMEDIES: dict[str, str] = {
     "bad row": "look at the source with: email-trm data inspect",
-    "diverged": "take a lower learning rate if it happens again",
+    "diverged": "nothing: it went on at half the rate",
     "disk full": "make room where the run is",
     "memory": "close other programs, or take a smaller --size",
     "interrupted": "",
@@ -248,15 +249,15 @@ def examine(
 SAFE = ("run.json", "metrics.json", "plan.json", "phases.json", "rate.json", "faults.jsonl", "resources.jsonl", "trainer_state.json",
     "manifest.json") # Files of a bundle
 
-# %% ../../nbs/training/01_doctor.ipynb #f7804428
+# %% ../../nbs/training/01_doctor.ipynb #f43a7006
 def without_paths(
     value: Any, # What JSON holds
 ) -> Any: # The same; paths keep only their last part, and addresses nothing
     """Settings without where they lie."""
-    if isinstance(value, Mapping): return {k: without_paths(v) for k, v in value.items()}
+    if isinstance(value, Mapping): return {k: Path(str(v)).suffix if k == "source" else without_paths(v) for k, v in value.items()}
     if isinstance(value, list): return [without_paths(v) for v in value]
     if not isinstance(value, str): return value
-    return re.sub(r"\S+@\S+", "<address>", re.sub(r"(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])+", "", value))
+    return re.sub(r"\S+@\S+", "<address>", re.split(r"[/\\]", value)[-1])
 
 # %% ../../nbs/training/01_doctor.ipynb #dafb96d1
 def support_bundle(

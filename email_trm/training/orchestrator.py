@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Done', 'EmailTrainingOrchestrator', 'RunSettings', 'open_run', 'running']
 
-# %% ../../nbs/training/05_orchestrator.ipynb #22a97182
+# %% ../../nbs/training/05_orchestrator.ipynb #79512d15
 import json
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from safetensors.torch import load, save
 from transformers import TrainerCallback
 
-from ..core.errors import ConfigError, EmailTRMError, StoppedError
+from ..core.errors import ConfigError, EmailTRMError, ResourceError, StoppedError
 from ..core.runs import atomic_write, fingerprint, machine, seed_everything, utc_now, versions, write_json
 from ..mail.message import Email
 from .checkpoints import digest
@@ -116,7 +117,7 @@ class RunSettings:
     seed: int = 0 # Of everything that is random
     report_to: str = "none" # One of `trainer.TRACKERS`
 
-# %% ../../nbs/training/05_orchestrator.ipynb #0bca62bd
+# %% ../../nbs/training/05_orchestrator.ipynb #5016e56c
 def open_run(
     folder: Path, # Of the run
     settings: RunSettings | None, # What is asked; None to go on with what was asked before
@@ -129,16 +130,17 @@ def open_run(
     if settings is None:
         if not found or "settings" not in found:
             raise ConfigError(f"there is no training to resume in {folder.name}", "train one: --output")
-        if found.get("status") == "finished": raise ConfigError(f"the training in {folder.name} is finished", "use it: --model")
+        if found.get("status") == "finished":
+            raise ConfigError(f"the training in {folder.name} is finished", f"use it: --model {shlex.quote(str(folder))}")
         return RunSettings(**found["settings"])
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    if folder.exists() and any(folder.iterdir()) and not (overwrite and found): # What is not ours is not overwritten
         unfinished = found and found.get("status") != "finished"
         raise ConfigError(f"{folder.name} holds {'a training that is not finished' if unfinished else 'files already'}",
-            f"go on with it: --resume {folder.name}; or begin anew: --overwrite" if unfinished else
-            "choose another --output, or --overwrite")
+            f"go on with it: --resume {shlex.quote(str(folder))}; or begin anew: --overwrite" if unfinished else
+            "choose another --output" + ", or --overwrite" * bool(found))
     return settings
 
-# %% ../../nbs/training/05_orchestrator.ipynb #1bdbcbbf
+# %% ../../nbs/training/05_orchestrator.ipynb #e17e3319
 @contextmanager
 def running(
     folder: Path, # Of the run
@@ -146,6 +148,7 @@ def running(
 ) -> Iterator[Callable[..., None]]: # Call it with facts to keep, such as scores
     """Keep `run.json` true while the block runs. In several processes only the first writes."""
     began = read_json(folder / "run.json") or {}
+    go_on = f"email-trm train --resume {shlex.quote(str(folder))}"
     facts: dict[str, Any] = {"settings": asdict(settings), "started": began.get("started", utc_now()), "machine": machine(),
         "versions": versions()}
     def write(status: str, **more: Any) -> None:
@@ -153,15 +156,21 @@ def running(
             if is_first_process(): write_json(folder / "run.json", {"status": status, **facts, **more, "updated": utc_now()})
     write("running", process=this_process())
     try: yield facts.update
-    except (StoppedError, KeyboardInterrupt) as error:
-        write("stopped", cause=getattr(error, "cause", "by hand"), remedy="")
+    except KeyboardInterrupt:
+        write("stopped", cause="by hand, at once")
         raise
+    except StoppedError as error:
+        write("stopped", cause=error.cause)
+        raise StoppedError(error.cause, f"go on with: {go_on}") from None
+    except ResourceError as error:
+        write("failed", cause=error.cause, remedy=f"{error.remedy.partition(' and start again')[0]}, then: {go_on}")
+        raise ResourceError(error.cause, f"{error.remedy.partition(' and start again')[0]}, then: {go_on}") from error
     except EmailTRMError as error:
         write("failed", cause=error.cause, remedy=error.remedy)
         raise
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         write("failed", cause=f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}",
-            remedy=f"report it, with: email-trm doctor {folder.name} --bundle help.zip")
+            remedy=f"report it, with: email-trm doctor {shlex.quote(str(folder))} --bundle help.zip")
         raise
     write("finished", finished=utc_now())

@@ -12,7 +12,7 @@ __all__ = ['RECIPES', 'WARM', 'TRACKERS', 'ema_decay', 'average_of', 'Progress',
            'sound_row', 'checkpoint_bytes', 'Prepared', 'prepare', 'fit', 'train_categories', 'record_steps',
            'calibrate']
 
-# %% ../../nbs/training/02_trainer.ipynb #c5d6f1c7
+# %% ../../nbs/training/02_trainer.ipynb #0ceb8dc8
 import contextlib
 import copy
 import importlib.util
@@ -20,6 +20,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -278,7 +279,7 @@ class AveragingTrainer(PartsTrainer):
         self.net.load_state_dict(read_weights(Path(resume_from_checkpoint), "raw.safetensors"))
         self.average.n_averaged.fill_(int(Path(resume_from_checkpoint).name.rpartition("-")[2]))
 
-# %% ../../nbs/training/02_trainer.ipynb #5e22d497
+# %% ../../nbs/training/02_trainer.ipynb #4bc4bef9
 class TRMTrainer(AveragingTrainer):
     """The trainer of `EmailTRM`: rates by group of weights, and a watch on the loss. Raises `Diverged`."""
 
@@ -297,10 +298,22 @@ class TRMTrainer(AveragingTrainer):
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step, with a look at its loss."""
+        """One step, with a look at its loss, or the mean of those of all processes: they go back together."""
         loss = super().training_step(*args, **kwargs)
-        self.course.see(float(loss.detach()))
+        seen = loss.detach().clone()
+        if self.args.world_size > 1: dist.all_reduce(seen)
+        self.course.see(float(seen) / self.args.world_size)
         return loss
+
+    def add_files(self, folder: Path) -> None:
+        """What the watch on the loss knows."""
+        write_json(folder / "course.json", {"best": self.course.best, "recent": list(self.course.recent)})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load weights, and what the watch on the loss knew."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        known = read_json(Path(resume_from_checkpoint) / "course.json") or {}
+        self.course = Course(best=known.get("best") or math.inf, recent=deque(known.get("recent", [])))
 
     def check_weights(self) -> None:
         """Raises `Diverged` if a weight is no number."""
@@ -621,7 +634,7 @@ def footprint_of(
     reader = (c.reader_tokens, c.token_width, c.reader_layers) if c.reader_layers else (0, 0, 0)
     return Footprint(model.num_parameters(), tokens, c.hidden_size, slots, uses, *reader)
 
-# %% ../../nbs/training/02_trainer.ipynb #4300f8bf
+# %% ../../nbs/training/02_trainer.ipynb #783a91fc
 def plan_here(
     model: EmailTRMForSequenceClassification, # About to be trained
     recipe: Recipe, # Hyperparameters
@@ -636,7 +649,7 @@ def plan_here(
     kept = folder / "plan.json"
     if kept.is_file():
         try: row = json.loads(kept.read_text(encoding="utf-8"))
-        except ValueError as error: raise ConfigError("plan.json beside the checkpoints is no JSON", "remove that folder") from error
+        except ValueError as error: raise ConfigError("plan.json beside the checkpoints is no JSON", "remove that file") from error
         return replace(plan, **{k: row[k] for k in ("batch_size", "accumulation", "threads", "checkpointing") if k in row})
     write_json(kept, asdict(plan))
     return plan
@@ -662,7 +675,7 @@ def is_first_process() -> bool:
     """Whether this process writes: the only one, or the first of those that `torchrun` started."""
     return os.environ.get("RANK", "0") == "0"
 
-# %% ../../nbs/training/02_trainer.ipynb #3b2feee8
+# %% ../../nbs/training/02_trainer.ipynb #15431676
 def train_or_load(
     make: Callable[[float], TRMTrainer], # Multiple of the learning rate -> a trainer of one and the same model
     folder: Path, # Checkpoints
@@ -682,10 +695,13 @@ def train_or_load(
         try: trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         except Diverged as error: why = str(error)
         else: return trainer.state.log_history
+        if newest := newest_checkpoint(folder) if is_first_process() else None:
+            for path in checkpoints(folder)[checkpoints(folder).index(best_of(newest)) + 1:]: discard(path)
+        if dist.is_initialized(): dist.barrier()
         rate /= 2
         log.note("diverged", update=trainer.state.global_step, why=why, rate=rate * recipe.learning_rate)
         if rate < 0.5**_RETRIES:
-            raise TrainingError(f"training diverged {_RETRIES + 1} times: {why}", "take a lower learning rate, or look at the data")
+            raise TrainingError(f"training diverged {_RETRIES + 1} times: {why}", "look at the data, or try another seed")
         write_json(folder / "rate.json", {"rate": rate})
         trainer.net.load_state_dict(start)
         seed_everything(seed)
@@ -754,7 +770,7 @@ def prepare(
         targets, opinions)
     return Prepared(model, tokenizer, learned, dataset_for(model, tokenizer, validation, categories), [language_of(m) for m in validation])
 
-# %% ../../nbs/training/02_trainer.ipynb #4c6cfe41
+# %% ../../nbs/training/02_trainer.ipynb #e60556a4
 def fit(
     ready: Prepared, # From `prepare`; its model learns
     recipe: Recipe, # Hyperparameters
@@ -780,13 +796,13 @@ def fit(
     def make(rate: float) -> TRMTrainer:
         trainer = TRMTrainer(model=model, args=args, train_dataset=rows, eval_dataset=ready.checked, data_collator=collate,
             compute_metrics=validation_scores(names), ema=recipe.ema, embedding_rate=recipe.embedding_rate, reader_rate=recipe.reader_rate,
-            rate=rate, memory=memory, callbacks=[progress, watch, Patience(recipe.patience), Reached(recipe.target, recipe.hold), Saving(),
-                stopping, *callbacks])
+            rate=rate, memory=memory, callbacks=[progress, Patience(recipe.patience), Reached(recipe.target, recipe.hold),
+                *([watch, Saving(), stopping] if args.world_size == 1 else []), *callbacks])
         trainer.note = log.note
         return trainer
     torch.set_num_threads(min(plan.threads, threads)) # Whoever asked torch for fewer wants fewer
     try:
-        with stopping: history = train_or_load(make, folder, recipe, log, seed)
+        with stopping if args.world_size == 1 else contextlib.nullcontext(): history = train_or_load(make, folder, recipe, log, seed)
     finally:
         torch.set_num_threads(threads)
         if progress.bar is not None: progress.bar.close()
