@@ -1953,6 +1953,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'email_trm/training/trainer.py'),
                                             'email_trm.training.trainer.PartsTrainer.compute_loss': ( 'training/trainer.html#partstrainer.compute_loss',
                                                                                                       'email_trm/training/trainer.py'),
+                                            'email_trm.training.trainer.PartsTrainer.evaluate': ( 'training/trainer.html#partstrainer.evaluate',
+                                                                                                  'email_trm/training/trainer.py'),
                                             'email_trm.training.trainer.PartsTrainer.training_step': ( 'training/trainer.html#partstrainer.training_step',
                                                                                                        'email_trm/training/trainer.py'),
                                             'email_trm.training.trainer.Patience': ( 'training/trainer.html#patience',

@@ -18,6 +18,13 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+@pytest.fixture(autouse=True)
+def only_when_asked(request: pytest.FixtureRequest) -> None:
+    """Tests that take a minute run only with `-m slow`."""
+    if request.node.get_closest_marker("slow") and "slow" not in (request.config.getoption("markexpr") or ""):
+        pytest.skip("takes a minute; run with -m slow")
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """The root of the repository."""

@@ -40,13 +40,6 @@ def cut(mailbox: pd.DataFrame) -> Callable[[int], Mapping[str, pd.DataFrame]]:
     return lambda seed: split(mailbox, "random", seed).parts
 
 
-@pytest.fixture(autouse=True)
-def only_when_asked(request: pytest.FixtureRequest) -> None:
-    """Tests that take a minute run only with `-m slow`."""
-    if request.node.get_closest_marker("slow") and "slow" not in (request.config.getoption("markexpr") or ""):
-        pytest.skip("takes a minute; run with -m slow")
-
-
 def row(name: str, seed: int, data: str = "same", **measures: float) -> dict:
     """The row of a made-up model."""
     frame = synthetic_predictions(CATEGORIES, n=200, seed=1000 * seed + len(name))

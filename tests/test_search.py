@@ -125,6 +125,7 @@ def count_to(folder: Path, trials: int) -> None:
         optimizer(folder, heartbeat=15).optimize(trials)
 
 
+@pytest.mark.slow
 def test_crowding_workers_draw_no_trial_twice(tmp_path: Path) -> None:
     """Three workers that do nothing but draw, on a database that does not exist yet, end with exactly the trials asked for."""
     crowd = [CONTEXT.Process(target=count_to, args=(tmp_path, 12), daemon=True) for _ in range(3)]
@@ -280,6 +281,7 @@ def test_only_a_sure_gain_is_adopted(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 # ---- the pipeline ----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_pipeline_on_the_sample(tmp_path: Path) -> None:
     """The whole line on synthetic mail, tiny; the report has numbers, pictures with words for them, and a verdict."""
     given = {"split": "random", "trials": 4, "mails": 150, "seeds": "1,2", "work": str(tmp_path / "work"),

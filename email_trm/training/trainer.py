@@ -12,7 +12,7 @@ __all__ = ['RECIPES', 'WARM', 'TRACKERS', 'ema_decay', 'average_of', 'Progress',
            'sound_row', 'checkpoint_bytes', 'Prepared', 'prepare', 'fit', 'train_categories', 'record_steps',
            'calibrate']
 
-# %% ../../nbs/training/02_trainer.ipynb #0ceb8dc8
+# %% ../../nbs/training/02_trainer.ipynb #ed2b26d5
 import contextlib
 import copy
 import importlib.util
@@ -46,7 +46,7 @@ from ..data.quality import sender_groups
 from ..data.schema import to_frame
 from ..data.tokens import Budget, Encoded, collate, encode, only_words, segment_texts, shared_words, train_tokenizer
 from ..hardware.detect import HardwareDetector, MachineSpecs
-from ..hardware.memory import MemoryManager
+from ..hardware.memory import MemoryManager, out_of_memory, release_memory
 from ..hardware.monitor import ResourceMonitor
 from ..hardware.plan import Footprint, TrainingPlan, activation_bytes, plan_training
 from ..mail.message import Email, language_of
@@ -197,7 +197,7 @@ def share_of_pairs(
     dist.all_reduce(total)
     return own * dist.get_world_size() / total
 
-# %% ../../nbs/training/02_trainer.ipynb #877a2cc6
+# %% ../../nbs/training/02_trainer.ipynb #df2a692a
 class PartsTrainer(SealedTrainer):
     """`Trainer` whose updates a `MemoryManager` may split. The gradient of the parts is that of the whole."""
 
@@ -221,6 +221,16 @@ class PartsTrainer(SealedTrainer):
         for p in model.parameters():
             if p.grad is not None: p.grad.mul_(size / self.pairs)
         return loss * size / self.pairs
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; where a batch does not fit into memory, with smaller ones from then on."""
+        while True:
+            try: return super().evaluate(*args, **kwargs)
+            except Exception as error:
+                if not out_of_memory(error) or self.args.per_device_eval_batch_size == 1: raise
+            release_memory()
+            self.args.per_device_eval_batch_size = max(1, self.args.per_device_eval_batch_size // 2)
+            self.note("memory", evaluation_batch=self.args.per_device_eval_batch_size)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The loss is a mean over (mail, step) pairs. Of a part of an update it is their sum, over the mails of the update."""
