@@ -15,8 +15,14 @@ _lazy = {
     "EmailTRMConfig": "email_trm.trm.config",
     "EmailTRMForSequenceClassification": "email_trm.trm.model",
     "EmailClassifier": "email_trm.serving.classifier",
+    "EmailTrainingOrchestrator": "email_trm.training.orchestrator",
+    "HardwareDetector": "email_trm.hardware.detect",
+    "HyperparameterOptimizer": "email_trm.training.search", # Needs the extra `search`
+    "MemoryManager": "email_trm.hardware.memory",
+    "ResourceMonitor": "email_trm.hardware.monitor",
 }
-__all__ = ["Email", "EmailClassifier", "EmailDatasetManager", "EmailTRM", "EmailTRMConfig", "EmailTRMForSequenceClassification"]
+__all__ = ["Email", "EmailClassifier", "EmailDatasetManager", "EmailTRM", "EmailTRMConfig", "EmailTRMForSequenceClassification",
+    "EmailTrainingOrchestrator", "HardwareDetector", "HyperparameterOptimizer", "MemoryManager", "ResourceMonitor"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from email_trm.data.schema import to_mails
 from email_trm.mail.sample import sample_mailbox
 from email_trm.serving.classifier import EmailClassifier
 from email_trm.training import trainer
-from email_trm.training.checkpoints import newest_checkpoint
+from email_trm.training.checkpoints import Saving, newest_checkpoint
 from email_trm.training.trainer import Recipe, TRMTrainer, train_categories
 from email_trm.trm.files import load_model, save_model
 from email_trm.trm.warm import random_encoder, reader_shape
@@ -28,15 +28,18 @@ def with_reader(folder: Path) -> Recipe:
     return replace(TINY, warm_start=str(encoder), model=TINY.model | reader_shape(encoder) | {"reader_layers": 1, "reader_tokens": 20})
 
 
-@pytest.mark.parametrize("reads_closely", [False, True], ids=["at a glance", "with a reader"])
-def test_stopped_training_gives_the_same_weights(reads_closely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("reads_closely", "saves_often"), [(False, False), (True, False), (False, True)],
+    ids=["at a glance", "with a reader", "in the middle of an epoch"])
+def test_stopped_training_gives_the_same_weights(reads_closely: bool, saves_often: bool, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in its second epoch and started again, a training ends with the weights of one that was never stopped."""
     manager = EmailDatasetManager("sample").load()
     parts = {p: to_mails(f) for p, f in manager.split("random", 0).parts.items()}
     recipe = with_reader(tmp_path / "encoder") if reads_closely else TINY
 
     def train(folder: Path) -> trainer.Trained:
-        return train_categories(parts["train"][:256], parts["validation"], manager.taxonomy.names, recipe, folder, seed=3)
+        saving = [Saving(minutes=0)] if saves_often and folder.name == "stopped" else []
+        return train_categories(parts["train"][:256], parts["validation"], manager.taxonomy.names, recipe, folder, seed=3, callbacks=saving)
 
     whole = train(tmp_path / "whole")
     step = TRMTrainer.training_step
@@ -50,7 +53,7 @@ def test_stopped_training_gives_the_same_weights(reads_closely: bool, tmp_path: 
         patch.setattr(TRMTrainer, "training_step", stops)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "stopped")
-    assert Path(newest_checkpoint(tmp_path / "stopped") or "").name == "checkpoint-4"
+    assert Path(newest_checkpoint(tmp_path / "stopped") or "").name == ("checkpoint-6" if saves_often else "checkpoint-4")
     again = train(tmp_path / "stopped")
     scores = [[h["eval_macro_f1"] for h in t.history if "eval_macro_f1" in h] for t in (whole, again)]
     assert scores[0] == scores[1] and len(scores[0]) == 3
