@@ -75,7 +75,7 @@ def run(
     show_results(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
     print(f"Report: {folder / 'report.html'}")
 
-# %% ../../nbs/cli/02_cli.ipynb #02ac7a48
+# %% ../../nbs/cli/02_cli.ipynb #691a400b
 @app.command(epilog=examples("email-trm train --source mail.jsonl.gz --output my-model", "email-trm train --resume my-model",
     "email-trm train --source mail.jsonl.gz --output my-model --strategy phases --warm-start minilm"))
 def train(
@@ -89,6 +89,8 @@ def train(
     strategy: Annotated[str, typer.Option(help="single, phases, progressive or curriculum.")] = "single",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cut, the weights and the shuffling.")] = 0,
     report_to: Annotated[str, typer.Option(help="Curves: none, tensorboard, trackio or wandb (offline).")] = "none",
+    field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,
+    categories: Annotated[str, typer.Option(help="JSON file with your own categories.")] = "",
     overwrite: Annotated[bool, typer.Option(help="Begin anew although there is a training in --output.")] = False,
 ) -> None:
     """Train a model. Ctrl-C, a kill or a power cut loses a few minutes at most: --resume goes on."""
@@ -111,7 +113,8 @@ def train(
         if not output and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("several processes need one folder", "name it: --output")
         folder = Path(output) if output else Path("runs") / run_name(Path(source).name)
-        asked = RunSettings(place, split, profile, size, warm_start, strategy, seed, report_to)
+        own = str(Path(categories).expanduser().absolute()) if categories else ""
+        asked = RunSettings(place, split, profile, size, warm_start, strategy, seed, report_to, parse_fields(field or []), own)
     metrics = train_run(folder, asked, overwrite)
     if not metrics: return
     test, synthetic = metrics["test"], "SYNTHETIC " * metrics["synthetic"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sweep', 'write_model', 'agree', 'train_run']
 
-# %% ../../nbs/serving/03_runs.ipynb #f287ca5c
+# %% ../../nbs/serving/03_runs.ipynb #0171af33
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from accelerate import PartialState
 from ..core.errors import EmailTRMError
 from ..core.runs import write_json
 from ..data.manager import EmailDatasetManager
-from ..data.schema import to_mails
+from ..data.schema import load_taxonomy, to_mails
 from ..evaluation.metrics import score
 from .classifier import EmailClassifier, predictions_frame
 from ..training.checkpoints import checkpoints, discard
@@ -69,7 +69,7 @@ def agree(
     settings: RunSettings = box[0]
     return settings
 
-# %% ../../nbs/serving/03_runs.ipynb #d531f906
+# %% ../../nbs/serving/03_runs.ipynb #c5321553
 def train_run(
     folder: str | Path, # Of the run
     settings: RunSettings | None = None, # What to train; None to go on with what was asked before
@@ -82,7 +82,8 @@ def train_run(
     with running(home, asked) as keep:
         if overwrite and settings is not None and is_first_process(): sweep(home, everything=True)
         if dist.is_initialized(): dist.barrier()
-        manager = EmailDatasetManager(asked.source).load()
+        taxonomy = load_taxonomy(asked.categories) if asked.categories else None
+        manager = EmailDatasetManager(asked.source, taxonomy, asked.field_map).load()
         cut = manager.split(asked.split, asked.seed)
         parts = {name: to_mails(rows) for name, rows in cut.parts.items()}
         how = recipe(asked.profile, len(parts["train"]), asked.size, asked.warm_start or None)
@@ -91,7 +92,7 @@ def train_run(
         if dist.is_initialized(): dist.barrier()
         if not is_first_process(): return {}
         classifier = write_model(trained, home)
-        metrics: dict[str, Any] = {"synthetic": asked.source == "sample", "mails": {name: len(mails) for name, mails in parts.items()},
+        metrics: dict[str, Any] = {"synthetic": manager.synthetic, "mails": {name: len(mails) for name, mails in parts.items()},
             "split": asked.split, "seed": asked.seed, "test": score(predictions_frame(classifier, parts["test"]), manager.taxonomy.names),
             "seconds": trained.seconds, "history": trained.history, "faults": trained.faults, "resources": trained.resources}
         write_json(home / "metrics.json", metrics)

@@ -103,7 +103,7 @@ class EmailTrainingOrchestrator:
         table = calibrate(ready.model.eval(), ready.checked, self.recipe.halting, ready.languages)
         return Trained(ready.model, ready.tokenizer, history, time.monotonic() - began, table, **facts)
 
-# %% ../../nbs/training/05_orchestrator.ipynb #09171bf6
+# %% ../../nbs/training/05_orchestrator.ipynb #39bbefc0
 @dataclass(frozen=True)
 class RunSettings:
     """What somebody asked for."""
@@ -116,6 +116,8 @@ class RunSettings:
     strategy: str = "single" # Key of `phases.STRATEGIES`
     seed: int = 0 # Of everything that is random
     report_to: str = "none" # One of `trainer.TRACKERS`
+    field_map: dict[str, str] = field(default_factory=dict) # Our field names -> those of the source
+    categories: str = "" # File with categories of one's own
 
 # %% ../../nbs/training/05_orchestrator.ipynb #5016e56c
 def open_run(
