@@ -57,6 +57,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert np.allclose(scores[0], scores[1], atol=0.03)  # A mail or two on the edge may fall to the other side
 
 
+@pytest.mark.slow
 def test_several_processes_train_by_command(tmp_path: Path) -> None:
     """`torchrun --no-python email-trm train`: one decides, all train, one writes."""
     script, env = tmp_path / "cli.py", {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -68,6 +68,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_ensemble_goes_on(killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`kill -9` in the second member: the first is not trained again, the second ends with the weights of a training nobody killed."""
     folder, parts, names = killed, *mails()

@@ -264,6 +264,7 @@ def test_a_machine_smaller_than_planned(kind: str) -> None:
     assert macro_f1 > 0.2
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little disk ends a training with a typed error. With room again it goes on, to the same weights as without the stop."""
     manager = EmailDatasetManager("sample").load()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from email_trm.core.errors import TrainingError
 from email_trm.data.manager import EmailDatasetManager
 from email_trm.data.schema import to_mails
 from email_trm.mail.sample import sample_mailbox
@@ -59,6 +60,33 @@ def test_stopped_training_gives_the_same_weights(reads_closely: bool, saves_ofte
     assert scores[0] == scores[1] and len(scores[0]) == 3
     for (name, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that turn to NaN, once: training goes back, halves its rate, and ends as well as ever. Again and again: a typed error."""
+    manager = EmailDatasetManager("sample").load()
+    parts = {p: to_mails(f) for p, f in manager.split("random", 0).parts.items()}
+    step, left = TRMTrainer.training_step, [1]
+
+    def spoils(self: TRMTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == 6 and left[0] > 0:
+            left[0] -= 1
+            with torch.no_grad():
+                next(self.net.parameters()).fill_(torch.nan)
+        return step(self, *args, **kwargs)
+
+    def train(folder: Path) -> trainer.Trained:
+        return train_categories(parts["train"][:256], parts["validation"], manager.taxonomy.names, TINY, folder, seed=3)
+
+    monkeypatch.setattr(TRMTrainer, "training_step", spoils)
+    trained = train(tmp_path / "once")
+    fault = next(f for f in trained.faults if f["kind"] == "diverged")
+    assert (fault["update"], fault["rate"]) == (6, TINY.learning_rate / 2)
+    assert all(p.isfinite().all() for p in trained.model.parameters())
+    assert sum("eval_macro_f1" in h for h in trained.history) == 3
+    left[0] = 99
+    with pytest.raises(TrainingError, match="diverged 4 times"):
+        train(tmp_path / "always")
 
 
 def test_what_is_lent_learns_slower(tmp_path: Path) -> None:
