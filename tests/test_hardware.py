@@ -292,6 +292,7 @@ def test_a_full_disk_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert torch.equal(value, whole[name]), name
 
 
+@pytest.mark.slow
 def test_patience_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after patience had run out, but before the best epoch was loaded: it is loaded, and nothing is trained any further."""
     manager = EmailDatasetManager("sample").load()

@@ -179,7 +179,7 @@ class Outcome:
     same: bool # Final weights are those of the undisturbed training
     ended: dict[str, Any] # What it said at the end
 
-# %% ../../nbs/evaluation/14_reliability.ipynb #87d370a5
+# %% ../../nbs/evaluation/14_reliability.ipynb #d6db75e1
 def finish(
     command: Sequence[str], # The victim
     fault: str, # Name of what was done
@@ -191,9 +191,10 @@ def finish(
     while not (lives and lives[-1].ended):
         if len(lives) > broken + 3: raise PipelineError(f"after '{fault}' the training does not end", f"it said: {lives[-1].said[-300:]}")
         lives.append(live(command))
-    lost = [max(0, max(a.update, a.resumed) - b.resumed) for a, b in itertools.pairwise(lives)] # One that died early had done none
+    begun = [p for p in lives if "resumed" in p.times or p.ended] # One that was killed while it resumed has done nothing
+    lost = [max(0, max(a.update, a.resumed) - b.resumed) for a, b in itertools.pairwise(begun)]
     ended = lives[-1].ended or {}
-    return Outcome(fault, times, len(lives), lost, [p.resumed for p in lives[1:]], ended.get("weights") == expected, ended)
+    return Outcome(fault, times, len(lives), lost, [p.resumed for p in begun[1:]], ended.get("weights") == expected, ended)
 
 # %% ../../nbs/evaluation/14_reliability.ipynb #78a09d51
 KILLS: dict[str, str] = {"update": "killed between updates", "saving": "killed while saving", "evaluating": "killed during evaluation",
