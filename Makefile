@@ -33,7 +33,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -186,6 +186,12 @@ evidence-search: $(DEV) ## Make reports/search again: are there better hyperpara
 	@$(BIN)/papermill nbs/pipelines/search.ipynb build/evidence/search.ipynb \
 	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p trials $${TRIALS:-30} -p mails $${MAILS:-0} \
 	  -p work build/evidence/search -p output reports/search
+
+evidence-actions: $(CORE) ## Make reports/actions again: how well it can be foretold what owners do (15 minutes; ACTIONS= names the mailboxes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m email_trm.evaluation.actions "$${ACTIONS:-../shared/data/enron-actions}" --output reports/actions
+
+train-actions: $(CORE) ## Train the policy in the box again: what would the owner do? (4 minutes; ACTIONS= names the mailboxes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m email_trm.evaluation.actions "$${ACTIONS:-../shared/data/enron-actions}" --train --output email_trm/models/actions
 
 evidence-ensemble: $(CORE) ## Make reports/ensemble again: what several models gain, and one distilled from them (MAILS= chooses; goes on where it stopped)
 	@$(BIN)/python -m email_trm.evaluation.ensembles --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \

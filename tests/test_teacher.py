@@ -35,6 +35,7 @@ def start(places: tuple[Path, Path], output: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_killed_teacher_goes_on(places: tuple[Path, Path], tmp_path: Path) -> None:
     """`kill -9` after the first checkpoint; the same command again goes on from it and finishes."""
     killed = start(places, tmp_path / "out")

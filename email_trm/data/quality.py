@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'WORDS', 'PERMUTATIONS', 'MIN_SHINGLES', 'KINDS', 'COMPONENTS', 'comparable', 'shingles', 'bands',
            'components', 'verified', 'similar', 'near_duplicates', 'conflicts', 'connect', 'joined_groups',
-           'sender_groups', 'out_of_fold', 'label_issues', 'subject_stem', 'thread_links', 'leaks', 'counts', 'defects',
-           'repairs_by_kind', 'Findings', 'examine', 'quality_score', 'suspicious', 'duplicate_summary',
-           'conflict_summary', 'label_summary', 'content_summary', 'quality_report']
+           'sender_groups', 'out_of_fold', 'label_issues', 'bare_subject', 'subject_stem', 'thread_links', 'leaks',
+           'counts', 'defects', 'repairs_by_kind', 'Findings', 'examine', 'quality_score', 'suspicious',
+           'duplicate_summary', 'conflict_summary', 'label_summary', 'content_summary', 'quality_report']
 
 # %% ../../nbs/data/01_quality.ipynb #82d77922
 import hashlib
@@ -233,19 +233,26 @@ def label_issues(
 # %% ../../nbs/data/01_quality.ipynb #c3fef6c9
 _reply = re.compile(r"^\s*((re|fw|fwd|aw|sv|ynt|ilt|cvp|yan)\s*(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
 
-# %% ../../nbs/data/01_quality.ipynb #58db676a
+# %% ../../nbs/data/01_quality.ipynb #71c7dcdb
+def bare_subject(
+    subject: str, # Any subject line
+) -> str: # Folded; without reply and forward marks, spaces single
+    """What the subjects of one conversation have in common."""
+    return " ".join(_reply.sub("", fold_case(subject)).split())
+
+# %% ../../nbs/data/01_quality.ipynb #8d86c6b9
 def subject_stem(
     subject: str, # Any subject line
 ) -> str: # Folded; without reply and forward marks; every number a 0
     """What the subjects of a conversation, or of a series of notices, have in common."""
-    return re.sub(r"\d+", "0", _reply.sub("", fold_case(subject))).strip()
+    return re.sub(r"\d+", "0", bare_subject(subject))
 
-# %% ../../nbs/data/01_quality.ipynb #89787528
+# %% ../../nbs/data/01_quality.ipynb #8b8d16d6
 def thread_links(
     frame: pd.DataFrame, # Mails
 ) -> list[set[str]]: # Per mail the names that tie it to a conversation
     """Thread id, Message-IDs it has, answers or refers to, and subject with its two addresses where somebody answered."""
-    subjects = [_reply.sub("", fold_case(s)).strip() for s in frame["subject"]]
+    subjects = [bare_subject(s) for s in frame["subject"]]
     pairs = [" ".join(sorted((address(a), address(b)))) for a, b in zip(frame["sender"], frame["recipient"], strict=True)]
     keys = [f"talk {pair} {subject}" if subject and pair.strip() else "" for pair, subject in zip(pairs, subjects, strict=True)]
     answered = {key for key, subject in zip(keys, frame["subject"], strict=True) if _reply.match(fold_case(subject))}
