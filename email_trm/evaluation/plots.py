@@ -192,16 +192,17 @@ def plot_history(
         if ax.lines: ax.legend(frameon=False, fontsize=11)
     return fig
 
-# %% ../../nbs/evaluation/01_plots.ipynb #a67dcc12
+# %% ../../nbs/evaluation/01_plots.ipynb #4726b0b0
 def plot_resources(
     samples: Sequence[Mapping[str, Any]], # From `ResourceMonitor`: seconds, mails_per_second, rss, temperature, advice
     title: str = "The machine while it trained", # What the figure shows
     synthetic: bool = False, # Is the mail made up?
 ) -> Figure:
-    """Mails per second and memory over time, and temperature where there is a sensor. Times of easing off are shaded."""
+    """Mails per second and memory over time, temperature and power where somebody tells. Times of easing off are shaded."""
     frame = pd.DataFrame(list(samples))
     rows = [("mails_per_second", "mails/s", 1.0, BLUE), ("rss", "memory, GB", 1e-9, GREEN)]
     if frame["temperature"].notna().any(): rows.append(("temperature", "°C", 1.0, ORANGE))
+    if "watts" in frame and frame["watts"].notna().any(): rows.append(("watts", "watts", 1.0, MUTED))
     fig = new_figure(title, synthetic, height=1.2 + 1.6 * len(rows))
     for ax, (key, label, unit, color) in zip(fig.subplots(len(rows), 1, sharex=True), rows, strict=True):
         ax.plot(frame["seconds"] / 60, frame[key] * unit, color=color, linewidth=1.8)
