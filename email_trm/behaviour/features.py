@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DAY', 'SETTLE', 'FADE', 'WEIGHT', 'CIRCLES', 'FEATURES', 'text_signs', 'rate', 'Tally', 'hours', 'tally_features',
            'Incoming', 'domain', 'way', 'History', 'mail_came', 'mail_sent', 'mail_answered', 'mail_settled',
-           'what_is_known', 'film', 'owner_of', 'features_of', 'message_signs', 'without_future']
+           'what_is_known', 'film', 'places', 'features_of', 'message_signs', 'without_future']
 
-# %% ../../nbs/behaviour/02_features.ipynb #06e33bc5
+# %% ../../nbs/behaviour/02_features.ipynb #351f2154
 import math
 import re
 from collections import Counter, defaultdict, deque
@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from .actions import DONE, Mailboxes
+from .actions import DONE, Mailboxes, lies, owners_of
 from .threads import subject_mark
 from ..core.errors import DataError
-from ..data.quality import bare_subject
+from ..data.quality import bare_subject, subject_stem
+from ..mail.text import fold_case
 from ..mail.zones import written
 
 # %% ../../nbs/behaviour/02_features.ipynb #5a1a6690
@@ -28,8 +29,8 @@ DAY = 86_400.0 # Seconds
 SETTLE = 3 * DAY # Seconds after which it is known where a mail stays
 FADE = 30 * DAY # Seconds after which an event counts half in the faded rates
 
-# %% ../../nbs/behaviour/02_features.ipynb #ab3b8fca
-_words = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in {
+# %% ../../nbs/behaviour/02_features.ipynb #0079eb08
+_words = {name: re.compile(rf"\b(?:{fold_case(pattern)})\b") for name, pattern in {
     "request": "please|could you|can you|would you|will you|let me know|need you|lütfen|rica ederim"
         "|misiniz|mısınız|musunuz|müsünüz|haber ver",
     "deadline": "deadline|asap|by (?:mon|tues|wednes|thurs|fri)day|by tomorrow|end of (?:the )?day|eod|cob|today|tomorrow"
@@ -43,14 +44,14 @@ _words = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in {
     "title": "president|director|ceo|chairman|managing|müdürü?|başkanı?|genel müdür",
 }.items()}
 
-# %% ../../nbs/behaviour/02_features.ipynb #49a0a3cb
+# %% ../../nbs/behaviour/02_features.ipynb #ddb64976
 def text_signs(
     subject: str, # Subject line
     body: str, # Whole body
 ) -> dict[str, float]:
     """Counts and shares of one text; see `FEATURES`. At most the first 3,000 characters are read."""
     said = written(body[:3_000])
-    letters, low, title = len(said) + 1, said.lower(), subject.lower()
+    letters, low, title = len(said) + 1, fold_case(said), fold_case(subject)
     found = {f"says_{name}": float(len(pattern.findall(low))) for name, pattern in _words.items()}
     found |= {f"subject_{name}": float(bool(pattern.search(title))) for name, pattern in _words.items() if name not in ("thanks", "title")}
     return found | {"says_question": float(said.count("?")), "says_exclamation": float(said.count("!")),
@@ -116,7 +117,7 @@ def hours(
     """How long ago."""
     return math.log1p(max(0.0, now - then) / 3600)
 
-# %% ../../nbs/behaviour/02_features.ipynb #943eceec
+# %% ../../nbs/behaviour/02_features.ipynb #f67f34af
 def tally_features(
     circle: str, # Name of the circle, for the names of features
     tally: Tally, # Of that circle
@@ -126,8 +127,10 @@ def tally_features(
     """The features of one circle; see `FEATURES`."""
     tally.fade(now)
     own = tally is whole
-    out = {f"{circle}_came": math.log1p(tally.came), f"{circle}_wrote": math.log1p(tally.wrote), f"{circle}_settled": float(tally.settled),
-        f"{circle}_speed": tally.minutes / tally.timed if tally.timed else math.nan,
+    if circle == "sender": counts = {f"sender_count_{name}": tally.done[name] for name in DONE}
+    else: counts = {}
+    out = counts | {f"{circle}_came": math.log1p(tally.came), f"{circle}_wrote": math.log1p(tally.wrote),
+        f"{circle}_settled": float(tally.settled), f"{circle}_speed": tally.minutes / tally.timed if tally.timed else math.nan,
         f"{circle}_since_came": hours(now, tally.last_came), f"{circle}_since_wrote": hours(now, tally.last_wrote)}
     for name in DONE:
         prior = 0.2 if own else rate(whole.done[name], whole.settled, 0.2)
@@ -136,7 +139,7 @@ def tally_features(
         out[f"{circle}_{name}_faded"] = rate(tally.faded[name], tally.faded["settled"], fresh)
     return out
 
-# %% ../../nbs/behaviour/02_features.ipynb #a564089a
+# %% ../../nbs/behaviour/02_features.ipynb #e338b180
 @dataclass(slots=True)
 class Incoming:
     """A received mail, and what was done with it. The second half is used only once it has happened."""
@@ -148,9 +151,10 @@ class Incoming:
     cc: list[str] # Addresses
     subject: str # As written
     signs: Mapping[str, float] # From `text_signs`
-    opening: str # First 120 characters in lower case: a greeting?
+    opening: str # First 120 characters, folded: a greeting?
     done: str = "kept" # One of `DONE`
-    after: float = math.nan # Seconds until answered or passed on
+    after: float = math.nan # Seconds until answered or passed on; NaN if it was not, or nobody knows
+    place: str = "kept" # "deleted", "archived" or "kept": where it lies
     talk: str = "" # Bare subject
     mark: str = "" # "reply", "forward" or ""
 
@@ -179,7 +183,7 @@ def way(
     place = "to" if owner & set(mail.to) else "cc" if owner & set(mail.cc) else "list"
     return f"{place} {min(count.bit_length(), 6)} {mail.mark} {domain(mail.sender) in {domain(a) for a in owner}}"
 
-# %% ../../nbs/behaviour/02_features.ipynb #b1268c1d
+# %% ../../nbs/behaviour/02_features.ipynb #a512932b
 class History:
     """What is known of one mailbox at one moment."""
 
@@ -188,7 +192,7 @@ class History:
     ) -> None:
         self.owner = set(owner)
         self.domains = {domain(a) for a in self.owner}
-        self.names = {part for a in self.owner for part in re.split(r"[^a-zçğıöşü]+", a.split("@")[0].lower()) if len(part) > 2}
+        self.names = {part for a in self.owner for part in re.split(r"[^a-zçğöşü]+", fold_case(a.split("@")[0])) if len(part) > 2}
         self.circles: dict[str, dict[str, Tally]] = {name: defaultdict(Tally) for name in CIRCLES if name != "mailbox"}
         self.whole = Tally()
         self.came: deque[float] = deque() # Times of mails received within a day
@@ -201,7 +205,7 @@ class History:
         mail: Incoming, # A received mail
     ) -> dict[str, Tally]: # Circle -> its tally
         """The circles a mail belongs to."""
-        keys = {"sender": mail.sender, "domain": domain(mail.sender), "subject": re.sub(r"\d+", "0", mail.talk),
+        keys = {"sender": mail.sender, "domain": domain(mail.sender), "subject": subject_stem(mail.subject),
             "way": way(mail, self.owner)}
         return {name: self.circles[name][key] for name, key in keys.items()} | {"mailbox": self.whole}
 
@@ -224,7 +228,7 @@ def mail_came(
     history.talks[mail.talk] = (many + 1, mail.at, own)
     history.came.append(mail.at)
 
-# %% ../../nbs/behaviour/02_features.ipynb #02639551
+# %% ../../nbs/behaviour/02_features.ipynb #288fbdf1
 def mail_sent(
     history: History, # What is remembered so far
     at: float, # When, seconds since 1970
@@ -233,7 +237,7 @@ def mail_sent(
 ) -> None:
     """The owner sent a mail."""
     people, talk = set(recipients), bare_subject(subject)
-    keys = [("sender", p) for p in people] + [("domain", d) for d in {domain(p) for p in people}] + [("subject", re.sub(r"\d+", "0", talk))]
+    keys = [("sender", p) for p in people] + [("domain", d) for d in {domain(p) for p in people}] + [("subject", subject_stem(subject))]
     for tally in [history.circles[name][key] for name, key in keys] + [history.whole]:
         tally.wrote += 1
         tally.last_wrote = at
@@ -241,33 +245,38 @@ def mail_sent(
     history.sent.append(at)
     history.clock[int(at // 3600) % 24] += 1
 
-# %% ../../nbs/behaviour/02_features.ipynb #445d6238
+# %% ../../nbs/behaviour/02_features.ipynb #ee164510
 def mail_answered(
     history: History, # What is remembered so far
     mail: Incoming, # Received some time ago
     now: float, # When it became known
+    settled: float = math.inf, # When it settled, if that was earlier
 ) -> None:
-    """A mail was answered or passed on."""
+    """A mail was answered or passed on. If it had settled before, where it lay is taken back."""
     for tally in history.tallies(mail).values():
         tally.record(mail.done, now)
+        if settled <= now:
+            tally.done[mail.place] -= 1
+            tally.faded[mail.place] = max(0.0, tally.faded[mail.place] - 0.5 ** ((now - settled) / FADE))
         if mail.done == "replied" and mail.after == mail.after:
             tally.minutes += math.log1p(mail.after / 60)
             tally.timed += 1
 
-# %% ../../nbs/behaviour/02_features.ipynb #0ed640ca
+# %% ../../nbs/behaviour/02_features.ipynb #be6efc58
 def mail_settled(
     history: History, # What is remembered so far
     mail: Incoming, # Received some days ago
     now: float, # When it is known where it stayed
 ) -> None:
-    """It is known where a mail stayed. One that will be answered even later counts as kept until then."""
+    """It is known where a mail stayed. One that will be answered even later counts by its place until then."""
     acted = mail.done in ("replied", "forwarded")
     known = not acted or mail.after != mail.after # A flag without a time is seen when the mail settles
     late = acted and mail.at + mail.after > now
-    history.fates.append("kept" if late else mail.done)
+    fate = mail.place if late else mail.done
+    history.fates.append(fate)
     for tally in history.tallies(mail).values():
         tally.record("settled", now)
-        if known or late: tally.record("kept" if late else mail.done, now)
+        if known or late: tally.record(fate, now)
 
 # %% ../../nbs/behaviour/02_features.ipynb #104556ec
 def _recent(
@@ -307,7 +316,7 @@ def what_is_known(
         "active_hour": history.clock[int(now // 3600) % 24] / history.clock.total(), "weekend": float(int(now // DAY + 4) % 7 in (0, 6)),
         **mail.signs}
 
-# %% ../../nbs/behaviour/02_features.ipynb #8f31c53e
+# %% ../../nbs/behaviour/02_features.ipynb #6733ac9b
 def _circle_formulas() -> Iterator[tuple[str, str]]: # Name, formula
     """The features every circle has."""
     of = {"sender": "mails of this sender", "domain": "mails from the sender's domain", "subject": "mails with this subject, digits as 0",
@@ -318,13 +327,14 @@ def _circle_formulas() -> Iterator[tuple[str, str]]: # Name, formula
         yield f"{name}_settled", f"{mails} so far that settled"
         yield f"{name}_speed", f"mean of log(1 + minutes) until an answer, over answered {mails}"
         yield f"{name}_since_came", f"log(1 + hours) since the last of {mails}"
-        yield f"{name}_since_wrote", "log(1 + hours) since the owner last wrote there"
+        yield f"{name}_since_wrote", "log(1 + hours) since the owner last wrote there" if name != "way" else "NaN"
         for done in DONE:
             yield f"{name}_{done}", f"smoothed share of {mails} that were {done}"
             yield f"{name}_{done}_faded", "the same, an event 30 days old counting half"
 
-# %% ../../nbs/behaviour/02_features.ipynb #cece5c5d
+# %% ../../nbs/behaviour/02_features.ipynb #b20ff063
 FEATURES: dict[str, str] = dict(_circle_formulas()) | {
+    **{f"sender_count_{name}": f"mails of this sender so far that were {name}" for name in DONE},
     "sender_recipients": "mean of log(1 + recipients) of this sender's mails",
     "sender_in_copy": "share of this sender's mails with the owner in Cc",
     "sender_balance": "log((1 + mails to this sender) / (1 + mails from this sender))",
@@ -340,7 +350,8 @@ FEATURES: dict[str, str] = dict(_circle_formulas()) | {
     "talk_since_owner": "log(1 + hours) since the owner's last mail of this bare subject",
     "answers_owner": "1 if it is an answer in a talk the owner took part in",
     "busy_in": "mails received in the last 24 hours", "busy_out": "mails sent in the last 24 hours",
-    "active_hour": "share of the owner's mails sent in this hour of the day (UTC)", "weekend": "1 on Saturday and Sunday (UTC)",
+    "active_hour": "share of the owner's mails sent in this hour of the day (UTC), one more in each hour",
+    "weekend": "1 on Saturday and Sunday (UTC)",
     **{f"says_{name}": f"words of '{name}' in what the sender wrote" for name in _words},
     **{f"subject_{name}": f"1 if a word of '{name}' stands in the subject" for name in _words if name not in ("thanks", "title")},
     "says_question": "question marks in what the sender wrote", "says_exclamation": "exclamation marks", "says_links": "links",
@@ -349,19 +360,20 @@ FEATURES: dict[str, str] = dict(_circle_formulas()) | {
     "says_digits": "share of digits", "says_capitals": "share of capital letters", "subject_length": "characters of the subject",
     "subject_question": "1 if the subject has a question mark"} # Name -> formula
 
-# %% ../../nbs/behaviour/02_features.ipynb #03d09294
+# %% ../../nbs/behaviour/02_features.ipynb #3759b961
 def _incoming(
     rows: pd.DataFrame, # Actions joined with messages
     signs: Mapping[str, tuple[Mapping[str, float], str]], # mkey -> signs, opening
 ) -> list[Incoming]: # In order of time
     """The received mails of a mailbox."""
     after = rows["rep_dt"].where(rows["action"] == "replied", rows["fwd_dt"]).where(rows["action"].isin(["replied", "forwarded"]))
-    columns = zip(rows["mkey"], rows["ts"], rows["frm"], rows["to"], rows["cc"], rows["subject"], rows["action"], after, strict=True)
-    mails = [Incoming(key, float(ts), frm, list(to), list(cc), subject or "", *signs[key], done, float(wait))
-        for key, ts, frm, to, cc, subject, done, wait in columns]
+    columns = zip(rows["mkey"], rows["ts"], rows["frm"], rows["to"], rows["cc"], rows["subject"], rows["action"], after, rows["place"],
+        strict=True)
+    mails = [Incoming(key, float(ts), frm, list(to), list(cc), subject, *signs[key], done, float(wait), place)
+        for key, ts, frm, to, cc, subject, done, wait, place in columns]
     return sorted(mails, key=lambda m: (m.at, m.key))
 
-# %% ../../nbs/behaviour/02_features.ipynb #0787a7db
+# %% ../../nbs/behaviour/02_features.ipynb #046204c7
 def film(
     came: list[Incoming], # Received, in order of time
     sent: list[tuple[float, list[str], str]], # Time, recipients, subject
@@ -380,61 +392,71 @@ def film(
             out.append(what_is_known(history, came[n]))
             mail_came(history, came[n])
         elif kind == 1: mail_settled(history, came[n], now)
-        elif kind == 2: mail_answered(history, came[n], now)
+        elif kind == 2: mail_answered(history, came[n], now, came[n].at + wait)
         else: mail_sent(history, *sent[n])
     return out
 
-# %% ../../nbs/behaviour/02_features.ipynb #ba059532
-def owner_of(
-    sent: pd.DataFrame, # What the owner sent
-) -> set[str]: # Addresses
-    """Addresses that wrote at least a twentieth of what was sent."""
-    wrote = sent["frm"].value_counts()
-    return set(wrote[wrote >= wrote.sum() / 20].index)
+# %% ../../nbs/behaviour/02_features.ipynb #3dd1c30d
+def places(
+    boxes: Mailboxes, # With actions
+) -> pd.DataFrame: # The actions, and `place`: where each mail lies
+    """Where mail lies, whatever else was done with it."""
+    if boxes.actions is None or boxes.actions.empty: raise DataError("no actions are known for these mailboxes", "derive them first")
+    lying = boxes.placements[["user", "mkey"]].assign(place=[lies(folders.split("|"), flags.split("|")) for folders, flags in
+        zip(boxes.placements["folders"], boxes.placements.get("flags", [""] * len(boxes.placements)), strict=True)])
+    return boxes.actions.merge(lying.drop_duplicates(["user", "mkey"]), on=["user", "mkey"], how="left").fillna({"place": "kept"})
 
-# %% ../../nbs/behaviour/02_features.ipynb #bccfc5f6
+# %% ../../nbs/behaviour/02_features.ipynb #c4d209db
+def _letters(
+    sent: pd.DataFrame, # What the owner sent
+    when: Mapping[str, float], # Message-ID of a received mail -> when it came
+) -> list[tuple[float, list[str], str]]: # Time, recipients, subject
+    """What the owner sent, no letter before a mail it names."""
+    named = sent["refs"] if "refs" in sent else [()] * len(sent)
+    rows = zip(sent["ts"], sent["to"], sent["cc"], sent["subject"], named, strict=True)
+    return [(max([float(ts), *(when[r] for r in refs if r in when)]), [*to, *cc], subject) for ts, to, cc, subject, refs in rows]
+
+# %% ../../nbs/behaviour/02_features.ipynb #367e558b
 def features_of(
     boxes: Mailboxes, # With actions
     wait: float = SETTLE, # Seconds until a mail settles
     signs: Mapping[str, tuple[Mapping[str, float], str]] | None = None, # mkey -> signs and opening, if known already
 ) -> pd.DataFrame: # user, mkey, ts, then one column per entry of `FEATURES`; by user and time
     """The features of every received mail, from its past only. Raises `DataError` without actions."""
-    if boxes.actions is None or boxes.actions.empty: raise DataError("no actions are known for these mailboxes", "derive them first")
-    messages = boxes.messages.set_index("mkey")
-    if signs is None: signs = message_signs(boxes.messages[boxes.messages["mkey"].isin(boxes.actions["mkey"])])
+    actions, owners, messages = places(boxes), owners_of(boxes), boxes.messages.set_index("mkey")
+    if signs is None: signs = message_signs(boxes.messages[boxes.messages["mkey"].isin(actions["mkey"])])
     own = dict(tuple(boxes.placements[boxes.placements["isown"]].groupby("user")))
-    parts = []
-    for user, group in boxes.actions.groupby("user", sort=True):
-        came = _incoming(group.join(messages.drop(columns=["ts", "body"]), on="mkey", how="inner"), signs)
+    known, parts = messages[["frm", "to", "cc", "subject"]], []
+    for user, group in actions.groupby("user", sort=True):
+        came = _incoming(group.join(known, on="mkey", how="inner"), signs)
         sent = messages.loc[own[user]["mkey"]] if user in own else messages.iloc[:0]
-        letters = [(float(ts), [*to, *cc], subject or "") for ts, to, cc, subject in
-            sent[["ts", "to", "cc", "subject"]].itertuples(index=False)]
-        rows = pd.DataFrame(film(came, letters, owner_of(sent), wait), columns=list(FEATURES), dtype="float32")
+        mids = messages["mid"].reindex([m.key for m in came]) if "mid" in messages else []
+        letters = _letters(sent, {mid: m.at for mid, m in zip(mids, came, strict=False) if mid})
+        rows = pd.DataFrame(film(came, letters, owners.get(str(user), set()), wait), columns=list(FEATURES), dtype="float32")
         rows.insert(0, "user", user)
         rows.insert(1, "mkey", [m.key for m in came])
         rows.insert(2, "ts", np.array([m.at for m in came], dtype="int64"))
         parts.append(rows)
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/behaviour/02_features.ipynb #d00401d5
+# %% ../../nbs/behaviour/02_features.ipynb #ea5058ed
 def message_signs(
     messages: pd.DataFrame, # With mkey, subject and body
 ) -> dict[str, tuple[dict[str, float], str]]: # mkey -> signs and opening
     """What each mail says. It depends on nothing else, so mailboxes that share a mail share this."""
     columns = zip(messages["mkey"], messages["subject"], messages["body"], strict=True)
-    return {key: (text_signs(subject or "", body or ""), (body or "")[:120].lower()) for key, subject, body in columns}
+    return {key: (text_signs(subject or "", body or ""), fold_case((body or "")[:120])) for key, subject, body in columns}
 
-# %% ../../nbs/behaviour/02_features.ipynb #57851405
+# %% ../../nbs/behaviour/02_features.ipynb #5977b0b6
 def without_future(
     boxes: Mailboxes, # With actions
     now: float, # Seconds since 1970
 ) -> Mailboxes: # What had happened by then
-    """Mailboxes as they stood at a moment. What had not happened yet is unknown: such mails count as kept."""
-    if boxes.actions is None: raise DataError("no actions are known for these mailboxes", "derive them first")
-    actions = boxes.actions[boxes.actions["ts"] <= now].copy()
+    """Mailboxes as they stood at a moment, with the same owners. A mail not answered by then was only lying somewhere."""
+    actions = places(boxes)
+    actions = actions[actions["ts"] <= now]
     pending = actions["ts"] + actions["rep_dt"].where(actions["action"] == "replied", actions["fwd_dt"]) > now
-    unsettled = actions["action"].isin(["deleted", "archived"]) & (actions["ts"] + SETTLE > now)
-    actions.loc[pending | unsettled, "action"] = "kept"
-    actions.loc[pending, ["rep_dt", "fwd_dt"]] = math.nan
+    actions = actions.assign(action=actions["action"].where(~pending, actions["place"]), rep_dt=actions["rep_dt"].where(~pending),
+        fwd_dt=actions["fwd_dt"].where(~pending)).drop(columns="place")
     messages = boxes.messages[boxes.messages["ts"] <= now]
-    return Mailboxes(messages, boxes.placements[boxes.placements["mkey"].isin(messages["mkey"])], actions)
+    return Mailboxes(messages, boxes.placements[boxes.placements["mkey"].isin(messages["mkey"])], actions, owners_of(boxes))

@@ -25,7 +25,7 @@ def span(
     hours = math.expm1(log_hours)
     return f"{hours * 60:.0f} minutes" if hours < 1.5 else f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
-# %% ../../nbs/behaviour/04_prompts.ipynb #435957ec
+# %% ../../nbs/behaviour/04_prompts.ipynb #73b2c67c
 def _sender_facts(
     f: Mapping[str, float], # Features of a mail
 ) -> Iterable[str]:
@@ -34,8 +34,8 @@ def _sender_facts(
     if not came:
         yield "first mail from this sender"
         return
-    shares = ", ".join(f"{f[f'sender_{done}']:.0%} {done}" for done in DONE if f[f"sender_{done}"] >= 0.05)
-    yield f"{came} earlier mails from this sender: {shares}"
+    counts = [f"{f[f'sender_count_{done}']:.0f} {done}" for done in DONE if f[f"sender_count_{done}"] >= 1]
+    yield ", ".join([f"{came} earlier mail{'s' * (came > 1)} from this sender", *counts])
     if not math.isnan(f["sender_speed"]): yield f"answered within {span(math.log1p(math.expm1(f['sender_speed']) / 60))} as a rule"
     if f["sender_wrote"]: yield f"the owner wrote to them {round(math.expm1(f['sender_wrote']))} times"
 
@@ -58,7 +58,7 @@ def facts(
     if found: out.append("signs of " + ", ".join(found))
     return out
 
-# %% ../../nbs/behaviour/04_prompts.ipynb #52499141
+# %% ../../nbs/behaviour/04_prompts.ipynb #0c8152d9
 _brackets = re.compile(r"[<>|\[\]]")
 _control = re.compile(r"<\|[^|<>]{0,40}\|>|</?s>|<<+|>>+|\[/?INST\]|<(?:start|end)_of_turn>", re.IGNORECASE)
 
@@ -71,7 +71,7 @@ def defuse(
     tokens = sorted((re.escape(t) for t in special if t.strip()), key=len, reverse=True)
     pattern = re.compile("|".join([*tokens, _control.pattern]), re.IGNORECASE)
     def apart(found: re.Match[str]) -> str:
-        return _brackets.sub(" ", found[0]) if _brackets.search(found[0]) else " ".join(found[0])
+        return _brackets.sub(" ", found[0]) if _brackets.search(found[0]) else " ".join(found[0]) if len(found[0]) > 1 else " "
 
     while pattern.search(text): text = pattern.sub(apart, text)
     return text
@@ -124,30 +124,31 @@ class Answer:
         """As the model should write it."""
         return f"Action: {self.action}\nPriority: {self.priority:.2f}\nReason: {self.reason}"
 
-# %% ../../nbs/behaviour/04_prompts.ipynb #530fe21a
+# %% ../../nbs/behaviour/04_prompts.ipynb #30839ccf
 def right_answer(
     action: int, # Index into `ACTIONS`: what the owner did
     features: Mapping[str, float], # From `features_of`
     priority: float, # From 0 to 1
 ) -> Answer:
-    """What a model should have said. The reason is the first thing known about the mail that is not a matter of course."""
-    return Answer(ACTIONS[action], priority, shorten(facts(features)[0], 80))
+    """What a model should have said. The reason is the first of the facts."""
+    return Answer(ACTIONS[action], priority, facts(features)[0])
 
-# %% ../../nbs/behaviour/04_prompts.ipynb #ce9648dc
-_action = re.compile(r"^\W*action\W*[:=]\W*(?P<said>[^\n]*)$", re.IGNORECASE | re.MULTILINE)
-_priority = re.compile(r"^\W*priority\W*[:=]\W*(?P<said>\d*\.?\d+)", re.IGNORECASE | re.MULTILINE)
-_reason = re.compile(r"^\W*reason(?:ing)?\W*[:=][ \t]*(?P<said>[^\n]*)", re.IGNORECASE | re.MULTILINE)
-_names = re.compile(r"\b(?:reply[ _-]?now|reply[ _-]?later|forward|archive|delete)\b", re.IGNORECASE)
+# %% ../../nbs/behaviour/04_prompts.ipynb #50ccf480
+_line = r"^[^\w\n]*{}[^\w\n]*[:=][^\w\n.-]*(?P<said>[^\n]*)$" # The words before the colon, then the rest of the line
+_action, _priority, _reason = (re.compile(_line.format(name), re.IGNORECASE | re.MULTILINE)
+    for name in ("action", "priority", "reason(?:ing)?"))
+_names = {a.replace("_", ""): a for a in ACTIONS} # Without what people and models put between words
+_number = re.compile(r"-?\d*[.,]?\d+")
 
-# %% ../../nbs/behaviour/04_prompts.ipynb #b44737f4
+# %% ../../nbs/behaviour/04_prompts.ipynb #ae54d64b
 def parse_answer(
     text: str, # What a model wrote
 ) -> Answer | None: # None if it is no answer
-    """One action, or nothing. Priorities above 1 count as 1."""
+    """One action, or nothing. Priorities below 0 count as 0, above 1 as 1."""
     text = text[:600]
-    line = _action.search(text)
-    said = {re.sub(r"[ -]", "_", m[0].lower()).replace("replynow", "reply_now").replace("replylater", "reply_later")
-        for m in _names.finditer(line["said"])} if line else set()
-    if len(said) != 1: return None
-    number, why = _priority.search(text), _reason.search(text)
-    return Answer(said.pop(), min(1.0, float(number["said"])) if number else math.nan, why["said"].strip()[:200] if why else "")
+    line, urgent, why = (pattern.search(text) for pattern in (_action, _priority, _reason))
+    action = _names.get(re.sub(r"[\W_]", "", line["said"].lower())) if line else None
+    if action is None: return None
+    number = _number.match(urgent["said"]) if urgent else None
+    priority = min(1.0, max(0.0, float(number[0].replace(",", ".")))) if number else math.nan
+    return Answer(action, priority, why["said"].strip()[:200] if why else "")

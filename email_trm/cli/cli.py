@@ -182,7 +182,7 @@ def parse_threshold(
     if not 0 <= value <= 1: raise ConfigError(f"--ask-below {text!r} is no confidence", "give a number from 0 to 1, or auto")
     return value
 
-# %% ../../nbs/cli/03_cli.ipynb #29edda53
+# %% ../../nbs/cli/03_cli.ipynb #501a6d8b
 @app.command(epilog=examples("email-trm predict mail.jsonl", "email-trm predict mail.mbox --model reports/my-run --output answers.jsonl",
     "cat mail.jsonl | email-trm predict - --model reports/my-run/model",
     "email-trm predict ~/Takeout --task actions --output actions.jsonl"))
@@ -199,14 +199,16 @@ def predict(
 ) -> None:
     """Write one JSON line per mail, in input order. With --task actions: one per received mail, by time."""
     from email_trm.core.runs import atomic_write
-    from email_trm.mail.readers import ReadReport, read_emails
-    from email_trm.serving.classifier import EmailClassifier, prediction_record
 
     fields = parse_fields(field or [])
     if task not in ("category", "actions"): raise ConfigError(f"there is no task {task!r}", "use category or actions")
     target: Any = nullcontext(sys.stdout) if output == "-" else atomic_write(output)
     if task == "actions":
+        if ask_below or fast: raise ConfigError("--ask-below and --fast are for categories", "leave them out with --task actions")
         with target as out: return say(write_answers(input, fields, model, owner or [], out))
+    from email_trm.mail.readers import ReadReport, read_emails
+    from email_trm.serving.classifier import EmailClassifier, prediction_record
+
     classifier, report = EmailClassifier.from_pretrained(model, fast), ReadReport()
     below = parse_threshold(ask_below, classifier.model.config.ask_threshold)
     with target as out:

@@ -6,9 +6,10 @@
 __all__ = ['PROCESSORS', 'parse_therm', 'throttle_count', 'hottest', 'package_energy', 'joules_between', 'battery_watts',
            'Sample', 'recorded_seconds', 'Look', 'ResourceMonitor']
 
-# %% ../../nbs/hardware/03_monitor.ipynb #4ed637cb
+# %% ../../nbs/hardware/03_monitor.ipynb #32825ca1
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -86,12 +87,12 @@ def battery_watts(
     known = [abs(w) for w in drawn if w is not None]
     return sum(known) / 1e6 if known else None
 
-# %% ../../nbs/hardware/03_monitor.ipynb #0c99d8e9
+# %% ../../nbs/hardware/03_monitor.ipynb #e40542c5
 @dataclass(frozen=True)
 class Sample:
     """The machine at one moment. None is unknown."""
 
-    seconds: float # Since the monitor began
+    seconds: float # Since the training began, earlier lives included
     mails: int # Learned from so far
     mails_per_second: float | None # Since the last look
     cpu: float # Percent of all cores, of everybody, since the last look
@@ -107,7 +108,7 @@ class Sample:
     advice: str # go, ease or stop
     watts: float | None = None # Of the processors since the last look, or of the whole machine on its battery
 
-# %% ../../nbs/hardware/03_monitor.ipynb #36874eae
+# %% ../../nbs/hardware/03_monitor.ipynb #612de589
 def recorded_seconds(
     folder: Path, # May hold `resources.jsonl` of an earlier life of this training
 ) -> float: # 0 without one
@@ -115,7 +116,8 @@ def recorded_seconds(
     try: lines = (folder / "resources.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError): return 0.0
     for line in reversed(lines[-3:]):
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError): return float(json.loads(line)["seconds"])
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            if math.isfinite(seconds := float(json.loads(line)["seconds"])): return seconds
     return 0.0
 
 # %% ../../nbs/hardware/03_monitor.ipynb #049e8c6b
@@ -181,7 +183,7 @@ class Look:
         self.trouble = self.calm if slowed or (heat is not None and heat >= self.hot) else max(self.trouble - 1, 0)
         return "ease" if self.trouble else "go"
 
-# %% ../../nbs/hardware/03_monitor.ipynb #1d93e53b
+# %% ../../nbs/hardware/03_monitor.ipynb #2f9836f2
 class ResourceMonitor(Look):
     """Looks at the machine between updates, and keeps a record."""
 
@@ -196,7 +198,9 @@ class ResourceMonitor(Look):
         self.samples.append(sample)
         with contextlib.suppress(OSError): # A full disk is what the monitor warns of
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "resources.jsonl").open("a", encoding="utf-8") as out: out.write(json.dumps(asdict(sample)) + "\n")
+            record = self.folder / "resources.jsonl"
+            torn = len(self.samples) == 1 and record.exists() and not record.read_bytes().endswith(b"\n") # Killed within a line
+            with record.open("a", encoding="utf-8") as out: out.write("\n" * torn + json.dumps(asdict(sample)) + "\n")
         self.spent += time.perf_counter() - start
         return sample
 
