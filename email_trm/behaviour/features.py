@@ -316,7 +316,7 @@ def what_is_known(
         "active_hour": history.clock[int(now // 3600) % 24] / history.clock.total(), "weekend": float(int(now // DAY + 4) % 7 in (0, 6)),
         **mail.signs}
 
-# %% ../../nbs/behaviour/02_features.ipynb #6733ac9b
+# %% ../../nbs/behaviour/02_features.ipynb #171b6fc0
 def _circle_formulas() -> Iterator[tuple[str, str]]: # Name, formula
     """The features every circle has."""
     of = {"sender": "mails of this sender", "domain": "mails from the sender's domain", "subject": "mails with this subject, digits as 0",
@@ -330,7 +330,7 @@ def _circle_formulas() -> Iterator[tuple[str, str]]: # Name, formula
         yield f"{name}_since_wrote", "log(1 + hours) since the owner last wrote there" if name != "way" else "NaN"
         for done in DONE:
             yield f"{name}_{done}", f"smoothed share of {mails} that were {done}"
-            yield f"{name}_{done}_faded", "the same, an event 30 days old counting half"
+            yield f"{name}_{done}_faded", f"recent share of {mails} that were {done} (an event 30 days old counts half)"
 
 # %% ../../nbs/behaviour/02_features.ipynb #b20ff063
 FEATURES: dict[str, str] = dict(_circle_formulas()) | {
