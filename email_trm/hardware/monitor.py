@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROCESSORS', 'parse_therm', 'throttle_count', 'hottest', 'package_energy', 'joules_between', 'battery_watts',
-           'Sample', 'recorded_seconds', 'Look', 'ResourceMonitor']
+           'Sample', 'recorded_seconds', 'Power', 'Look', 'ResourceMonitor']
 
 # %% ../../nbs/hardware/03_monitor.ipynb #32825ca1
 import contextlib
@@ -120,7 +120,24 @@ def recorded_seconds(
             if math.isfinite(seconds := float(json.loads(line)["seconds"])): return seconds
     return 0.0
 
-# %% ../../nbs/hardware/03_monitor.ipynb #049e8c6b
+# %% ../../nbs/hardware/03_monitor.ipynb #fc63f0d5
+class Power:
+    """Remembers the energy counts of the last look."""
+
+    def __init__(self,
+        read: Reader = read_text, # Reads system files
+    ) -> None:
+        self.read, self.counts = read, package_energy(read)
+
+    def __call__(self,
+        passed: float, # Seconds since the last look
+    ) -> float | None: # Watts; None where nobody tells
+        """Mean power since the last look."""
+        before, self.counts = self.counts, package_energy(self.read)
+        used = joules_between(before, self.counts, self.read)
+        return battery_watts(self.read) if used is None else round(used / passed, 2)
+
+# %% ../../nbs/hardware/03_monitor.ipynb #bf83b428
 @dataclass
 class Look:
     """Looks at the machine when asked, and advises."""
@@ -140,7 +157,7 @@ class Look:
         self.began = self.last = self.clock()
         self.mails = self.seen = self.trouble = 0
         self.cores, self.process = psutil.cpu_count() or 1, psutil.Process()
-        self.throttles, self.energy = throttle_count(self.read, self.cores), package_energy(self.read)
+        self.throttles, self.power = throttle_count(self.read, self.cores), Power(self.read)
         self.earlier = recorded_seconds(self.folder) # A resumed training goes on where the record ends
         self.process.cpu_percent()
         psutil.cpu_percent() # The first call has nothing to compare with
@@ -163,15 +180,7 @@ class Look:
         swap = ask(lambda: psutil.swap_memory().used)
         return Sample(round(self.earlier + now - self.began, 1), self.mails, round(rate, 1), psutil.cpu_percent(),
             self.process.cpu_percent(), memory.rss, memory.available, swap, free, memory.pressure, heat, speed,
-            slowed, self.advise(slowed, heat, free), ask(lambda: self.watts(passed)))
-
-    def watts(self,
-        passed: float, # Seconds since the last look
-    ) -> float | None: # None where nobody tells
-        """Mean power since the last look."""
-        before, self.energy = self.energy, package_energy(self.read)
-        used = joules_between(before, self.energy, self.read)
-        return battery_watts(self.read) if used is None else round(used / passed, 2)
+            slowed, self.advise(slowed, heat, free), ask(lambda: self.power(passed)))
 
     def advise(self,
         slowed: bool, # Was the processor slowed down?
