@@ -85,7 +85,7 @@ _kinds: dict[str, dict[str, Any]] = {
     "placements": {"user": "", "mkey": "", "folders": "", "flags": "", "isown": False},
     "actions": {"user": "", "mkey": "", "ts": math.nan, "action": "", "obs": False, "both": False, "rep_dt": math.nan, "fwd_dt": math.nan}}
 
-# %% ../../nbs/behaviour/01_actions.ipynb #a18d7d24
+# %% ../../nbs/behaviour/01_actions.ipynb #00e3e141
 def tidied(
     boxes: Mailboxes, # As they were read
 ) -> Mailboxes: # Known columns only; nothing missing, nothing twice
@@ -94,9 +94,10 @@ def tidied(
     places = _typed(boxes.placements, _kinds["placements"])
     places = places[places["mkey"].isin(messages["mkey"])].groupby(["user", "mkey"], as_index=False, sort=False).agg(
         {"folders": "|".join, "flags": "|".join, "isown": "any"})
-    messages = messages[messages["mkey"].isin(places["mkey"])].reset_index(drop=True)
-    if messages.empty: raise DataError("no message of messages lies in a mailbox of placements", "both tables must use the same mkey")
     actions = None if boxes.actions is None else _typed(boxes.actions, _kinds["actions"]).drop_duplicates(["user", "mkey"])
+    known = messages["mkey"].isin(places["mkey"]) | messages["mkey"].isin([] if actions is None else actions["mkey"])
+    messages = messages[known].reset_index(drop=True)
+    if messages.empty: raise DataError("no message of messages lies in a mailbox of placements", "both tables must use the same mkey")
     if actions is not None:
         actions = actions.drop(columns="ts").merge(messages[["mkey", "ts"]], on="mkey").reset_index(drop=True)
         unknown = sorted(set(actions["action"]) - set(DONE))

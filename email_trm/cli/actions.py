@@ -20,14 +20,14 @@ from .console import examples, parse_fields, say
 actions_app = typer.Typer(no_args_is_help=True, help="What owners did with their mail: replied, forwarded, archived, deleted.")
 OwnerOption = Annotated[list[str] | None, typer.Option(help="Address of the owner, repeatable; found in the sent folder if left out.")]
 
-# %% ../../nbs/cli/02_actions.ipynb #d2497761
+# %% ../../nbs/cli/02_actions.ipynb #bdc0c8c2
 def show_actions(
     actions: Any, # Table from `derive_actions`
 ) -> None:
     """Print counts to standard output. No mail, no address."""
     from email_trm.behaviour.actions import DONE
 
-    table = Table(title=f"{len(actions):,} received mails of {actions['user'].nunique():,} mailboxes", title_justify="left")
+    table = Table(title=f"{len(actions):,} received mails; mailboxes: {actions['user'].nunique():,}", title_justify="left")
     table.add_column("done")
     for name in ("mails", "share", "could be seen", "median hours"): table.add_column(name, justify="right")
     for done in DONE:
@@ -72,7 +72,7 @@ def show_scores(
         table.add_row(name, *(f"{row[k]:.3f}" for k in ("precision", "recall", "f1")), f"{row['support']:,.0f}")
     Console(highlight=False).print(table)
 
-# %% ../../nbs/cli/02_actions.ipynb #e0b2dbbd
+# %% ../../nbs/cli/02_actions.ipynb #ee95a169
 @actions_app.command(epilog=examples("email-trm actions derive ~/Takeout --output my-actions",
     "email-trm actions evaluate my-actions --output metrics.json"))
 def evaluate(
@@ -91,7 +91,7 @@ def evaluate(
     scores = evaluate_policy(read_mailboxes(folder, messages), trained)
     if output: write_json(output, scores)
     show_scores(scores)
-    say(f"{scores['mailboxes']:,} mailboxes; only mails whose action could be seen; "
+    say(f"mailboxes: {scores['mailboxes']:,}; only mails whose action could be seen; "
         f"a mail counts as settled after {scores['settle_days']:g} days")
 
 # %% ../../nbs/cli/02_actions.ipynb #2daa2928
