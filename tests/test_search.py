@@ -95,6 +95,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study_and_a_kill_loses_nothing(tmp_path: Path) -> None:
     """Of three processes one is killed in the middle of a trial. The others do that trial too: no trial is lost, none is done twice."""
     victim = start_worker(tmp_path, hang=True)
