@@ -200,7 +200,8 @@ print(json.dumps([trained.plan.memory_predicted / 1e6, peak_mb()]))
 """
 
 
-@pytest.mark.parametrize(("size", "batch"), [pytest.param("M", 128, marks=pytest.mark.slow), pytest.param("L", 256, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "batch"), [("M", 128), ("L", 256)])
 def test_the_memory_model(size: str, batch: int) -> None:
     """The peak of a whole real training (synthetic mail) is within a quarter of what the plan said."""
     done = subprocess.run([sys.executable, "-c", MEASURE, size, str(batch)], capture_output=True, text=True, check=True)
