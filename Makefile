@@ -187,10 +187,10 @@ evidence-search: $(DEV) ## Make reports/search again: are there better hyperpara
 	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p trials $${TRIALS:-30} -p mails $${MAILS:-0} \
 	  -p work build/evidence/search -p output reports/search
 
-evidence-actions: $(CORE) ## Make reports/actions again: how well it can be foretold what owners do (15 minutes; ACTIONS= names the mailboxes)
+evidence-actions: $(CORE) ## Make reports/actions again: how well it can be foretold what owners do (20 minutes on a busy machine; ACTIONS= names the mailboxes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m email_trm.evaluation.actions "$${ACTIONS:-../shared/data/enron-actions}" --output reports/actions
 
-train-actions: $(CORE) ## Train the policy in the box again: what would the owner do? (4 minutes; ACTIONS= names the mailboxes)
+train-actions: $(CORE) ## Train the policy in the box again: what would the owner do? (7 minutes on a busy machine; ACTIONS= names the mailboxes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m email_trm.evaluation.actions "$${ACTIONS:-../shared/data/enron-actions}" --train --output email_trm/models/actions
 
 evidence-ensemble: $(CORE) ## Make reports/ensemble again: what several models gain, and one distilled from them (MAILS= chooses; goes on where it stopped)

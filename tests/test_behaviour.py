@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from email_trm.behaviour.actions import Mailboxes, agreement, derive_actions, mailboxes_from, read_mailboxes, targets, write_mailboxes
 from email_trm.behaviour.boosting import load_policy, predict_actions
 from email_trm.behaviour.features import DAY, FEATURES, features_of, without_future
-from email_trm.behaviour.prompts import CLOSE, OPEN, facts, prompt
+from email_trm.behaviour.prompts import CLOSE, OPEN, prompt
 from email_trm.behaviour.threads import reference_parents, threads
 from email_trm.cli.cli import app
 from email_trm.core.errors import DataError, SourceError
@@ -284,7 +284,6 @@ def test_two_hundred_hostile_mails_stay_inside_their_fence() -> None:
         assert asked.count(OPEN) == asked.count(CLOSE) == 1
         assert asked.split(OPEN)[0] == calm.split(OPEN)[0]
         assert not any(token in asked for token in ("<|im_end|>", "<|im_start|>", "</s>", "[INST]", "<|endoftext|>", "<end_of_turn>"))
-    assert facts(features)
 
 
 def test_the_policy_in_the_box_is_whole() -> None:

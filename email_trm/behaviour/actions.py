@@ -7,7 +7,7 @@ __all__ = ['ACTIONS', 'DONE', 'REPLY_NOW', 'SEEN', 'Mailboxes', 'read_table', 't
            'usual_writers', 'owners_of', 'is_sent', 'mailboxes_from', 'Deed', 'deeds', 'lies', 'received_rows',
            'mailbox_actions', 'derive_actions', 'targets', 'agreement']
 
-# %% ../../nbs/behaviour/01_actions.ipynb #6d2b39f5
+# %% ../../nbs/behaviour/01_actions.ipynb #39a5f48e
 import math
 import re
 from bisect import bisect_left, bisect_right
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from .threads import WINDOW, message_row, quotes, subject_mark
+from .threads import MOST, WINDOW, message_row, quotes, subject_mark
 from ..core.errors import DataError, SourceError
 from ..core.runs import atomic_write
 from ..data.quality import bare_subject
@@ -213,7 +213,7 @@ def _before(
     end = bisect_left(rows, ts, key=lambda n: came[n][1])
     return [n for n in rows[max(0, end - most):end] if ts <= came[n][1] + WINDOW]
 
-# %% ../../nbs/behaviour/01_actions.ipynb #a1c5978a
+# %% ../../nbs/behaviour/01_actions.ipynb #9e9469bf
 def deeds(
     received: pd.DataFrame, # Messages of one mailbox that came in
     sent: pd.DataFrame, # Messages its owner wrote
@@ -234,7 +234,7 @@ def deeds(
         if named is not None and not kind: kind = "reply" if came[named][2] in audience else "forward"
         if not kind: continue
         if kind == "reply": same = sorted(n for who in audience for n in _before(by_sender.get((subject, who), ()), came, mail["ts"], 1))
-        else: same = [n for n in _before(by_subject.get(subject, ()), came, mail["ts"], 200) if came[n][2] not in audience]
+        else: same = [n for n in _before(by_subject.get(subject, ()), came, mail["ts"], MOST) if came[n][2] not in audience]
         found = named if named is not None else same[-1] if same and subject else None
         if found is None: continue
         key, ts, _, body = came[found]

@@ -6,7 +6,7 @@
 __all__ = ['WINDOW', 'MOST', 'subject_mark', 'references', 'addresses', 'reference_parents', 'subject_parents', 'quotes',
            'components', 'depths', 'threads', 'message_row']
 
-# %% ../../nbs/behaviour/00_threads.ipynb #70f52ae6
+# %% ../../nbs/behaviour/00_threads.ipynb #65d9f792
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +16,12 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..data.quality import bare_subject
+from ..data.quality import MARKS, bare_subject
 from ..mail.message import Email, address
 from ..mail.text import fold_case
 
-# %% ../../nbs/behaviour/00_threads.ipynb #96b91e7c
-_marks = {"reply": re.compile(r"^\s*(re|aw|sv|ynt|cvp|yan)\s*(\[\d+\])?\s*:", re.IGNORECASE),
-    "forward": re.compile(r"^\s*(fw|fwd|ilt|wg|vs)\s*(\[\d+\])?\s*:", re.IGNORECASE)}
+# %% ../../nbs/behaviour/00_threads.ipynb #027962ba
+_marks = {name: re.compile(rf"^\s*({words})\s*(\[\d+\])?\s*:", re.IGNORECASE) for name, words in MARKS.items()}
 
 # %% ../../nbs/behaviour/00_threads.ipynb #186afc7d
 def subject_mark(

@@ -63,7 +63,7 @@ def package_energy(
     counts = {n: whole(read(_rapl.format(n, "energy_uj"))) for n in range(8)}
     return {n: count for n, count in counts.items() if count is not None}
 
-# %% ../../nbs/hardware/03_monitor.ipynb #3b534fc3
+# %% ../../nbs/hardware/03_monitor.ipynb #26f890ab
 def joules_between(
     before: dict[int, int], # From `package_energy`
     now: dict[int, int], # From `package_energy`, later
@@ -72,9 +72,12 @@ def joules_between(
     """Energy of all packages between two looks. A count that started again meanwhile is continued; with no known limit it is unknown."""
     used = 0.0
     for n in before.keys() & now.keys():
-        limit = whole(read(_rapl.format(n, "max_energy_range_uj")))
-        if now[n] < before[n] and not limit: return None
-        used += (now[n] - before[n] + (limit or 0 if now[n] < before[n] else 0)) / 1e6
+        step = now[n] - before[n]
+        if step < 0:
+            limit = whole(read(_rapl.format(n, "max_energy_range_uj")))
+            if not limit: return None
+            step += limit
+        used += step / 1e6
     return used if before.keys() & now.keys() else None
 
 # %% ../../nbs/hardware/03_monitor.ipynb #8e7342f6

@@ -81,7 +81,7 @@ def resolve(
     if name.count("/") == 1 and not name.startswith((".", "/", "~")): return name
     raise ModelError(f"there is no model {Path(name).name!r}", "use smollm2, a folder, or owner/name on the hub")
 
-# %% ../../nbs/rl/00_policy.ipynb #96e5851a
+# %% ../../nbs/rl/00_policy.ipynb #2da13196
 TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}") # ChatML, as SmolLM2 uses it
 
@@ -91,7 +91,7 @@ def tiny_policy(
     seed: int = 0, # Of the weights
     vocab_size: int = 2_000, # At most
 ) -> "LanguagePolicy":
-    """A Llama of about a million parameters that was never trained. For tests; everything else is as in a real policy."""
+    """A Llama of less than a million parameters that was never trained. For tests; everything else is as in a real policy."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>"]
