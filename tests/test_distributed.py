@@ -42,6 +42,7 @@ if is_first_process():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     """`torchrun` with two processes of 32 mails gives the scores and the weights of one process of 64."""
     script, env = tmp_path / "train.py", {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -40,6 +40,7 @@ def until(process: subprocess.Popen[str], folder: Path) -> None:
     assert newest_checkpoint(folder)
 
 
+@pytest.mark.slow
 def test_three_kills() -> None:
     """Killed in an update, while saving and during evaluation, a training ends with the same weights, and little is done twice."""
     found = torment("sample", 150, 1, seed=1, kinds=("kill",), log=lambda line: None)
