@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..behaviour.actions import ACTIONS
@@ -152,14 +153,14 @@ def forget(
     return found
 
 # %% ../../nbs/rl/11_pipeline.ipynb #29f259e3
-def run_chain(
-    work: Path, # Holds examples.parquet; stages appear here
-    recipes: str | Path = "smollm2", # A set in the box, or a folder
-    stages: Sequence[str] = tuple(STAGES), # Which
-    seed: int | None = None, # In place of the recipes' own
-    say: Callable[[str], None] = print, # Told what is going on
-) -> dict[str, dict[str, Any]]: # Stage -> its record; "base" is the model as it came
-    """Run the stages that are not done yet, and let each policy answer. Started again, it goes on where it was."""
+def _run_chain(
+    work: Path, # See `run_chain`
+    recipes: str | Path, # A set in the box, or a folder
+    stages: Sequence[str], # Which
+    seed: int | None, # In place of the recipes' own
+    say: Callable[[str], None], # Told what is going on
+) -> dict[str, dict[str, Any]]: # Stage -> its record
+    """The chain itself, once nobody else is at work."""
     hush()
     torch.use_deterministic_algorithms(True, warn_only=True)
     examples, chosen = read_examples(work), check_stages(stages)
@@ -180,3 +181,17 @@ def run_chain(
         if name == "reward": continue
         write_answers(folder / "model", records[name]["key"], examples, work / "answers" / f"{STAGES[name]}.parquet")
     return records
+
+# %% ../../nbs/rl/11_pipeline.ipynb #83bb6f4b
+def run_chain(
+    work: Path, # Holds examples.parquet; stages appear here
+    recipes: str | Path = "smollm2", # A set in the box, or a folder
+    stages: Sequence[str] = tuple(STAGES), # Which
+    seed: int | None = None, # In place of the recipes' own
+    say: Callable[[str], None] = print, # Told what is going on
+) -> dict[str, dict[str, Any]]: # Stage -> its record; "base" is the model as it came
+    """Run the stages that are not done yet, and let each policy answer. Started again, it goes on where it was. Raises `ConfigError` if
+    another process is at work there."""
+    try:
+        with FileLock(work / ".lock", timeout=0): return _run_chain(work, recipes, stages, seed, say)
+    except Timeout: raise ConfigError(f"another process is at work in {work.name}", "wait for it, or use another folder") from None
