@@ -107,6 +107,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         pytest.skip(error.cause)
 
 
+@pytest.mark.slow
 def test_train_stop_resume(tmp_path: Path) -> None:
     """`email-trm train` is asked to stop, goes on, and leaves a model. The doctor says how it stands."""
     run, phases = tmp_path / "run", tmp_path / "run/checkpoints"
