@@ -200,7 +200,7 @@ evidence-actions: $(CORE) ## Make reports/actions again: how well it can be fore
 train-actions: $(CORE) ## Train the policy in the box again: what would the owner do? (7 minutes on a busy machine; ACTIONS= names the mailboxes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m email_trm.evaluation.actions "$${ACTIONS:-../shared/data/enron-actions}" --train --output email_trm/models/actions
 
-evidence-stages: $(RL) ## Make reports/actions/STAGES.md again: six stages of a language model (two hours on two cores; goes on where it stopped; STAGES=, AGAIN= choose)
+evidence-stages: $(RL) ## Make reports/actions/STAGES.md again: six stages of a language model (hours; goes on where it stopped; STAGES=, AGAIN= choose)
 	@$(KEEP) $(BIN)/python -m email_trm.evaluation.stages "$${ACTIONS:-../shared/data/enron-actions}" --work build/evidence/stages \
 	  $${STAGES:+--stages "$$STAGES"} $${AGAIN:+--again "$$AGAIN"} --seed $${SEED:-0} --output reports/actions
 

@@ -1883,8 +1883,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'email_trm.rl.reward_model.urgency_kind': ( 'rl/reward_model.html#urgency_kind',
                                                                                        'email_trm/rl/reward_model.py')},
             'email_trm.rl.rewards': { 'email_trm.rl.rewards.action_weights': ('rl/rewards.html#action_weights', 'email_trm/rl/rewards.py'),
-                                      'email_trm.rl.rewards.group_advantages': ( 'rl/rewards.html#group_advantages',
-                                                                                 'email_trm/rl/rewards.py'),
                                       'email_trm.rl.rewards.reward': ('rl/rewards.html#reward', 'email_trm/rl/rewards.py')},
             'email_trm.rl.sft': { 'email_trm.rl.sft.sft_rows': ('rl/sft.html#sft_rows', 'email_trm/rl/sft.py'),
                                   'email_trm.rl.sft.train_sft': ('rl/sft.html#train_sft', 'email_trm/rl/sft.py')},

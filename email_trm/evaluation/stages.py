@@ -27,14 +27,14 @@ from sklearn.metrics import confusion_matrix
 from ..behaviour.actions import ACTIONS, Mailboxes, derive_actions, mailboxes_from, read_mailboxes
 from ..behaviour.boosting import BoostingRecipe, fit_actions, fit_weights, priority
 from ..behaviour.features import features_of
-from ..core.errors import DataError, exit_with_code
-from ..core.runs import atomic_write, machine, utc_now, versions, write_json
-from .actions import (INTERVALS, TextModel, action_scores, judged, mailbox_intervals, mailbox_split, markdown, per_mailbox,
-    priority_scores, rule, time_split)
+from ..core.errors import ConfigError, DataError, exit_with_code
+from ..core.runs import atomic_write, fingerprint, machine, utc_now, versions, write_json
+from .actions import (INTERVALS, TextModel, action_scores, judged, mailbox_intervals, mailbox_split,
+    markdown, priority_scores, rule, time_split)
 from .plots import BLUE, MUTED, ORANGE, new_figure, save_png, tidy
 from ..mail.sample import sample_mailbox
 from ..rl.examples import draw, make_examples
-from ..rl.pipeline import JUDGED, STAGES, first_model, forget, read_answers, run_chain
+from ..rl.pipeline import JUDGED, STAGES, forget, read_answers, run_chain
 from ..rl.policy import LanguagePolicy
 from ..rl.stages import read_recipe
 from ..trm.calibration import fit_bias, fit_temperature, probabilities
@@ -73,11 +73,11 @@ def stage_parts(
 def copies(
     drawn: NDArray[np.integer], # [n] labels of the mails that were drawn
     whole: NDArray[np.integer], # [N] labels of all mails of the part
-) -> NDArray[np.int64]: # [n] how often each counts; the least is 1
-    """How often each mail counts, so that actions are as common as among all mails. Rounded: shares are off by a percent at most."""
+) -> NDArray[np.int64]: # [n] how often each counts; the least counts four times
+    """How often each mail counts, so that actions are as common as among all mails. Rounded to quarters of the least weight."""
     have, of = (np.bincount(labels, minlength=len(ACTIONS)).astype(float) for labels in (drawn, whole))
     weight = np.divide(of, have, out=np.zeros(len(ACTIONS)), where=have > 0)[drawn]
-    return np.maximum(1, np.rint(4 * weight / weight.min())).astype(int)
+    return np.rint(4 * weight / weight.min()).astype(int)
 
 # %% ../../nbs/evaluation/16_stages.ipynb #38de726d
 def calibrated(
@@ -166,7 +166,7 @@ def score_policy(
         users = late["user"].to_numpy()
         done = pd.DataFrame({"action": np.where(labels < 2, "replied", "other"), "rep_dt": late["seconds"].where(labels < 2)})
         out[part] = action_scores(labels, p, decided) | {"n": len(times), "intervals": mailbox_intervals(labels, p, decided, users, draws),
-            "priority": priority_scores(priority(p), done), "per_mailbox": per_mailbox(labels, decided, users, 10),
+            "priority": priority_scores(priority(p), done),
             "confusion": confusion_matrix(labels, decided, labels=range(len(ACTIONS))).tolist()}
     return out
 
@@ -245,11 +245,11 @@ def plot_progression(
     shown = {"accuracy": "accuracy", "macro_f1": "macro-F1", "reply_auc": "reply AUC"}
     for ax, (name, label) in zip(fig.subplots(1, 3), shown.items(), strict=True):
         for part, colour in (("time", BLUE), ("mailbox", ORANGE)):
-            values = np.array([policies[s][part][name] or np.nan for s in stages], dtype=float)
+            values = np.array([policies[s][part][name] for s in stages], dtype=float) # None becomes NaN
             ends = np.array([policies[s][part]["intervals"].get(name, (np.nan, np.nan)) for s in stages], dtype=float)
             at = np.arange(len(stages)) + (0.1 if part == "mailbox" else -0.1)
             ax.errorbar(at, values, yerr=np.abs(ends - values[:, None]).T, fmt="o", color=colour, capsize=3, label=f"split by {part}")
-            ax.axhline(policies[trees][part][name] or np.nan, color=colour, linestyle=(0, (4, 4)), linewidth=1.2)
+            ax.axhline(np.array(policies[trees][part][name], dtype=float), color=colour, linestyle=(0, (4, 4)), linewidth=1.2)
         ax.set_xticks(range(len(stages)), [SEEN_AS[s] for s in stages], rotation=40, ha="right")
         tidy(ax, "", label)
     ax.plot([], [], color=MUTED, linestyle=(0, (4, 4)), label=trees)
@@ -337,8 +337,15 @@ def prepare(
     seed: int = 0, # Of the parts
     budget: int = 48, # Tokens of each body
 ) -> tuple[pd.DataFrame, dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]: # All judged mails with features; parts; their whole
-    """Features, parts and examples. What is on the disk already is kept."""
-    known = work / "frame.parquet"
+    """Features, parts and examples. What is on the disk already is kept. Raises `ConfigError` if that was made from something else."""
+    assert boxes.actions is not None
+    rows = boxes.actions[["user", "mkey", "action"]].itertuples(index=False)
+    model = read_recipe("sft", recipes).model
+    made_of = {"key": fingerprint([*(" ".join(row) for row in rows), json.dumps([dict(sizes), seed, budget, model])])}
+    sheet, known = work / "prepared.json", work / "frame.parquet"
+    if sheet.is_file() and json.loads(sheet.read_text(encoding="utf-8")) != made_of:
+        raise ConfigError(f"{work.name} holds examples of other mail, sizes or seed", "use another folder, or remove this one")
+    write_json(sheet, made_of)
     if known.is_file(): frame = pd.read_parquet(known)
     else:
         frame = judged(boxes, features_of(boxes))
@@ -346,8 +353,7 @@ def prepare(
     whole = whole_parts(frame, seed)
     parts = stage_parts(whole, frame["label"].to_numpy(), sizes, seed)
     if not (work / "examples.parquet").is_file():
-        recipe = read_recipe("sft", recipes)
-        tokenizer = None if recipe.model == "tiny" else LanguagePolicy.from_pretrained(str(first_model(recipe, frame, work))).tokenizer
+        tokenizer = None if model == "tiny" else LanguagePolicy.from_pretrained(model).tokenizer
         examples = make_examples(boxes, frame, parts, tokenizer, budget)
         with atomic_write(work / "examples.parquet", "wb") as out: examples.to_parquet(out)
     return frame, parts, whole

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..behaviour.actions import ACTIONS
 from ..core.errors import ConfigError, SourceError, suggest
-from ..core.runs import atomic_write
+from ..core.runs import atomic_write, fingerprint
 from .examples import COLUMNS, answer_of
 from .grpo import train_grpo
 from .policy import LanguagePolicy, action_likelihoods, resolve, tiny_policy
@@ -188,7 +188,8 @@ def _run_chain(
     examples, chosen = read_examples(work), check_stages(stages)
     parts = {part: rows.reset_index(drop=True) for part, rows in examples.groupby("part")}
     first, begins, records = first_model(read_recipe(chosen[0], recipes, seed), examples, work), chain(chosen), dict[str, dict[str, Any]]()
-    write_answers(first, "base", examples, work / "answers" / "0-base.parquet")
+    base = fingerprint([str(first), digest(work / "examples.parquet")])
+    write_answers(first, base, examples, work / "answers" / "0-base.parquet")
     records["base"] = {"stage": "base", "seconds": 0.0, "model": read_recipe(chosen[0], recipes).model}
     for name in chosen:
         folder, recipe = work / STAGES[name], read_recipe(name, recipes, seed)

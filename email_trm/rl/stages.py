@@ -45,7 +45,6 @@ class StageRecipe:
     stage: str # Its name
     model: str = "smollm2" # Where the first stage begins; see `resolve`
     seed: int = 0 # Of everything random
-    load: dict[str, Any] = field(default_factory=dict) # For `from_pretrained`: dtype, device_map, four_bit
     lora: dict[str, Any] = field(default_factory=dict) # rank (0 trains all weights), alpha, and `last`: layers, counted from the end
     data: dict[str, Any] = field(default_factory=dict) # Which examples
     training: dict[str, Any] = field(default_factory=dict) # Arguments of TRL's trainer
