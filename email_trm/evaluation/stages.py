@@ -220,7 +220,7 @@ def judge_chain(
     best, trees = min(nll, key=lambda s: nll[s]), next(n for n in others if n.startswith("boosting"))
     share = best_share(checked[best], checked[trees], counted)
     stack = {part: pooled(p[best][part][0], p[trees][part][0], share) for part in JUDGED}
-    policies[f"stack of {best} and {trees}"] = score_policy(fit(stack["validate"]), stack, rows, draws)
+    policies[f"stack of {SEEN_AS[best]} and {trees}"] = score_policy(fit(stack["validate"]), stack, rows, draws)
     sft = STAGES["sft"]
     against = {s: {part: difference(labels[part], times[part], p[s][part], p[sft][part], draws) for part in JUDGED[1:]}
         for s in stages if s != sft and sft in p}
@@ -264,8 +264,8 @@ def plot_confusions(
 ) -> Figure:
     """What was done (rows) and what was named (columns), by stage, in shares of each row."""
     stages = [s for s in SEEN_AS if s in policies]
-    columns = min(4, len(stages))
-    fig = new_figure(f"What was named for what was done, split by {part}", synthetic, height=3.2 * (1 + (len(stages) - 1) // columns) + 1)
+    columns = min(3, len(stages))
+    fig = new_figure(f"What was named for what was done, split by {part}", synthetic, height=3.4 * (1 + (len(stages) - 1) // columns) + 0.6)
     axes = np.atleast_1d(fig.subplots(1 + (len(stages) - 1) // columns, columns)).ravel()
     for ax, stage in zip(axes, stages, strict=False):
         counts = np.asarray(policies[stage][part]["confusion"], dtype=float)
@@ -275,14 +275,15 @@ def plot_confusions(
             ink = "white" if value > 0.5 else "black"
             ax.text(j, i, f"{value:.2f}"[1:] if value < 0.995 else "1", ha="center", va="center", fontsize=8, color=ink)
         ax.set_title(SEEN_AS[stage], fontsize=11)
-        ax.set_xticks(range(len(ACTIONS)), [a.replace("_", "\n") for a in ACTIONS], fontsize=7)
-        ax.set_yticks(range(len(ACTIONS)), [a.replace("_", " ") for a in ACTIONS], fontsize=7)
+        names = [a.replace("_", " ") for a in ACTIONS]
+        ax.set_xticks(range(len(ACTIONS)), names, fontsize=9, rotation=40, ha="right")
+        ax.set_yticks(range(len(ACTIONS)), names, fontsize=9)
     for ax in axes[len(stages):]: ax.set_visible(False)
     return fig
 
 # %% ../../nbs/evaluation/16_stages.ipynb #fe44ea17
 _curves = {"sft": ("loss", "loss"), "reward": ("loss", "loss"), "grpo": ("reward", "reward"), "ppo": ("reward", "reward"),
-    "dpo": ("rewards/accuracies", "pairs in order"), "kto": ("loss", "loss"), "temporal": ("rewards/accuracies", "pairs in order"),
+    "dpo": ("rewards/accuracies", "pairs in order"), "kto": ("loss", "loss"), "temporal": ("loss", "loss"),
     "rejection": ("loss", "loss")} # Stage -> what its log is about, and how to call it
 
 
