@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['synthetic_predictions', 'wilson_interval', 'calibration_bins', 'expected_calibration_error', 'check_frame',
-           'confusion', 'per_category', 'macro_f1', 'probability_scores', 'plain', 'ece_of', 'by_language', 'score',
-           'step_scores']
+           'confusion', 'per_category', 'macro_f1', 'probability_scores', 'auc', 'coverage_at', 'ranking_scores',
+           'ece_of', 'draw_weights', 'resampled_f1', 'resampled_ece', 'bootstrap_intervals', 'plain', 'by_language',
+           'share_intervals', 'lenient_accuracy', 'score', 'step_scores']
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #49844272
 from collections.abc import Sequence
@@ -15,9 +16,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from ..core.errors import ConfigError, DataError
+from ..trm.calibration import coverage_curve
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #f92dd501
 def synthetic_predictions(
@@ -134,12 +144,37 @@ def probability_scores(
     return {"top2": float(((p > mine[:, None]).sum(1) < 2).mean()), "nll": float(log_loss(frame["category"], p, labels=names)),
         "brier": float(brier_score_loss(frame["category"], p, labels=names, scale_by_half=False))}
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c15ce3aa
-def plain(
-    value: Any, # A number of Python, numpy or pandas, or None
-) -> float | None:
-    """A Python float, or None for anything missing: NaN is not JSON."""
-    return None if value is None or pd.isna(value) else float(value)
+# %% ../../nbs/evaluation/00_metrics.ipynb #f1c5de11
+def auc(
+    positive: NDArray[np.bool_], # [N]
+    score: NDArray[np.floating], # [N] higher is more likely
+) -> float | None: # None if all mails are alike
+    """How often a mail that is positive is ranked above one that is not."""
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #09fa17f3
+def coverage_at(
+    right: NDArray[np.bool_], # [N]
+    confidence: NDArray[np.floating], # [N]
+    accuracy: float = 0.95, # Asked of what is answered
+) -> float: # Share of the mail
+    """The largest share of mail, surest first, of which so much is right. The threshold is chosen on the same mail."""
+    curve = coverage_curve(right, confidence)
+    return float(curve["coverage"][curve["accuracy"] >= accuracy].max()) if (curve["accuracy"] >= accuracy).any() else 0.0
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #a30935ae
+def ranking_scores(
+    frame: pd.DataFrame, # Predictions, one row per mail
+    categories: Sequence[str], # All category names
+) -> dict[str, dict[str, float | None]]: # Category -> auc, average_precision; None where all mails are alike or without `p_` columns
+    """One category against the rest, ranked by its probability."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name in categories:
+        true = (frame["category"] == name).to_numpy()
+        p = frame[f"p_{name}"].to_numpy(dtype=float) if f"p_{name}" in frame else None
+        if p is None or not 0 < true.sum() < len(true): found[name] = {"auc": None, "average_precision": None}
+        else: found[name] = {"auc": auc(true, p), "average_precision": float(average_precision_score(true, p))}
+    return found
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #f0d67d46
 def ece_of(
@@ -148,6 +183,69 @@ def ece_of(
     """Expected calibration error of a predictions frame, in 15 bins."""
     if "confidence" not in frame: return None
     return expected_calibration_error(frame["confidence"], frame["category"] == frame["predicted"])
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #5daa516e
+def draw_weights(
+    frame: pd.DataFrame, # Predictions; a column `cluster` keeps mails together
+    draws: int, # Number of resampled test parts
+    seed: int = 0, # Of the draws
+) -> NDArray[np.int64]: # [draws, N] how often each mail is in each resample
+    """Resamples of the mails, or of whole clusters."""
+    codes = pd.factorize(frame["cluster"])[0] if "cluster" in frame else np.arange(len(frame))
+    n = codes.max() + 1
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)[:, codes]
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #41a4cdc5
+def resampled_f1(
+    frame: pd.DataFrame, # Predictions, one row per mail
+    categories: Sequence[str], # All category names
+    weights: NDArray[np.int64], # [draws, N]
+) -> NDArray[np.float64]: # [draws, categories]; NaN where a category occurs neither in truth nor in predictions
+    """F1 of each category in each resample."""
+    names, k = list(categories), len(categories)
+    truth, said = (pd.Categorical(frame[c], categories=names).codes.astype(int) for c in ("category", "predicted"))
+    counts = np.stack([np.bincount(truth * k + said, w, k * k).reshape(k, k) for w in weights])
+    total = counts.sum(1) + counts.sum(2)
+    return np.where(total > 0, 2 * np.diagonal(counts, axis1=1, axis2=2) / np.maximum(total, 1), np.nan)
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #de88bde8
+def resampled_ece(
+    frame: pd.DataFrame, # Predictions with `confidence`
+    weights: NDArray[np.int64], # [draws, N]
+    bins: int = 15, # As in `calibration_bins`
+) -> NDArray[np.float64]: # [draws]
+    """Expected calibration error of each resample."""
+    confidence = frame["confidence"].to_numpy(dtype=float)
+    gap = confidence - (frame["category"] == frame["predicted"]).to_numpy()
+    which = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1, 0, bins - 1)
+    return np.array([np.abs(np.bincount(which, w * gap, bins)).sum() / w.sum() for w in weights])
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #73d40f80
+def bootstrap_intervals(
+    frame: pd.DataFrame, # Predictions, one row per mail
+    categories: Sequence[str], # All category names
+    draws: int = 1000, # Resamples
+    seed: int = 0, # Of the draws
+) -> dict[str, Any]: # macro_f1 and ece: [low, high]; f1: category -> [low, high]; clusters: how many were drawn from
+    """95 % intervals of scores that have no formula. `ece` is None without confidences, a category's interval without mails of it."""
+    weights = draw_weights(frame, draws, seed)
+    f1 = resampled_f1(frame, categories, weights)
+    def middle(values: NDArray[np.float64]) -> list[float] | None:
+        return None if np.isnan(values).all() else np.nanpercentile(values, [2.5, 97.5]).tolist()
+    ece, clusters = None, frame["cluster"].nunique() if "cluster" in frame else len(frame)
+    if "confidence" in frame:
+        low, high = 2 * (ece_of(frame) or 0.0) - np.percentile(resampled_ece(frame, weights), [97.5, 2.5])
+        ece = [max(float(low), 0.0), max(float(high), 0.0)]
+    present = f1[:, ~np.isnan(f1).all(axis=0)]
+    return {"macro_f1": middle(np.nanmean(present, axis=1)), "ece": ece, "clusters": int(clusters),
+        "f1": {name: middle(f1[:, i]) for i, name in enumerate(categories)}}
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #c15ce3aa
+def plain(
+    value: Any, # A number of Python, numpy or pandas, or None
+) -> float | None:
+    """A Python float, or None for anything missing: NaN is not JSON."""
+    return None if value is None or pd.isna(value) else float(value)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #0f175103
 def by_language(
@@ -163,23 +261,46 @@ def by_language(
             "macro_f1": macro_f1(part, categories), "ece": ece_of(part)}
     return out
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #73d40f80
+# %% ../../nbs/evaluation/00_metrics.ipynb #650afa3e
+def share_intervals(
+    frame: pd.DataFrame, # Predictions, one row per mail
+    category: str, # Which one
+) -> dict[str, list[float] | None]: # precision_interval, recall_interval; None where the share is undefined
+    """Wilson intervals at 95 % of one category's precision and recall."""
+    true, said = frame["category"] == category, frame["predicted"] == category
+    hits = int((true & said).sum())
+    return {f"{name}_interval": list(wilson_interval(hits, n)) if (n := int(of.sum())) else None
+        for name, of in (("precision", said), ("recall", true))}
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #d10bd22a
+def lenient_accuracy(
+    frame: pd.DataFrame, # Predictions, one row per mail
+) -> float | None: # None without a column `alt_category`
+    """Accuracy when the labeller's second choice counts as right, too."""
+    if "alt_category" not in frame: return None
+    return float(((frame["category"] == frame["predicted"]) | (frame["alt_category"] == frame["predicted"])).mean())
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #cec0b860
 def score(
     frame: pd.DataFrame, # Predictions, one row per mail
     categories: Sequence[str], # All category names
 ) -> dict[str, Any]: # JSON-ready; see the table below
     """Every score of a predictions frame. Fractions from 0 to 1; `nll` in nats; `None` where a score does not apply.
 
-    `accuracy_interval` is Wilson's at 95 %. `macro_f1` leaves out categories neither labelled nor predicted.
-    `worst_category` has the lowest F1 among those with mails. Raises `DataError` for a frame that cannot be scored.
+    All intervals are at 95 %: Wilson's for accuracy, precision and recall, by resampling for the others. `macro_f1` leaves out
+    categories neither labelled nor predicted. `worst_category` has the lowest F1 among those with mails. Raises `DataError` for a
+    frame that cannot be scored.
     """
-    table = per_category(frame, categories)
-    hits, n = int((frame["category"] == frame["predicted"]).sum()), len(frame)
-    details = {str(c): {k: plain(v) for k, v in row.items()} | {"support": int(row["support"])} for c, row in table.iterrows()}
-    present = table[table["support"] > 0]
+    table, ranges, ranks = per_category(frame, categories), bootstrap_intervals(frame, categories), ranking_scores(frame, categories)
+    right = (frame["category"] == frame["predicted"]).to_numpy()
+    hits, n = int(right.sum()), len(frame)
+    details = {str(c): {k: plain(v) for k, v in row.items()} | {"support": int(row["support"]), "f1_interval": ranges["f1"][c]}
+        | share_intervals(frame, str(c)) | ranks[str(c)] for c, row in table.iterrows()}
+    present, covered = table[table["support"] > 0], coverage_at(right, frame["confidence"].to_numpy()) if "confidence" in frame else None
     return {"n": n, "accuracy": hits / n, "accuracy_interval": list(wilson_interval(hits, n)), "macro_f1": macro_f1(frame, categories),
+        "macro_f1_interval": ranges["macro_f1"], "clusters": ranges["clusters"], "lenient_accuracy": lenient_accuracy(frame),
         "weighted_f1": float(np.average(present["f1"], weights=present["support"])), **probability_scores(frame, categories),
-        "ece": ece_of(frame), "mean_steps": plain(frame["steps"].mean()) if "steps" in frame else None,
+        "ece": ece_of(frame), "ece_interval": ranges["ece"], "coverage_at_95": covered, "mean_steps": plain(frame["steps"].mean()) if "steps" in frame else None,
         "per_category": details, "by_language": by_language(frame, categories), "worst_category": str(present["f1"].idxmin())}
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #39ac824f

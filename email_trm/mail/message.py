@@ -446,7 +446,8 @@ def email_from_bytes(
     parts, repairs = message_parts(raw)
     body = body_text(parts, repairs)
     text: dict[str, Any] = {n: first.get(h, "") for n, h in (("subject", "subject"), ("sender", "from"), ("recipient", "to"), ("cc", "cc"))}
-    kept = {h: first[h][:MAX_KEPT] for h in KEPT_HEADERS if first.get(h)} | {"received-count": str(len(headers.get("received", [])))}
+    kept = {h: first[h][:MAX_KEPT] for h in KEPT_HEADERS if first.get(h)} | {"received-count": str(len(headers.get("received", []))),
+        "body-form": "html" if any(p.kind == "text/html" and not p.attached for p in parts) else "plain"}
     files = [{"name": header_text(p.name)[:200], "type": p.kind[:100], "size": len(p.content)} for p in parts if p.attached]
     fields: dict[str, Any] = {"message_id": first.get("message-id") or None, "in_reply_to": first.get("in-reply-to") or None,
         "thread_id": first.get("x-gm-thrid") or None, "timestamp": iso_time(first.get("date"))}
