@@ -42,13 +42,13 @@ def sender_type(
 # %% ../../nbs/evaluation/18_slices.ipynb #5811b9cf
 def mail_traits(
     mails: Sequence[Email], # Labelled mails, for example the test part
-    known: Iterable[Email] = (), # Training mails
+    known: Iterable[Email] | None = None, # Training mails; None if nobody knows them
 ) -> pd.DataFrame: # id, source, alt_category, year, length, sender, form, known, cluster; no text
     """What is known about each mail, besides language and category."""
-    seen = {address(m.sender) for m in known}
+    seen = None if known is None else {address(m.sender) for m in known}
     rows = [{"id": m.id, "source": m.source, "alt_category": m.alt_category, "year": (m.timestamp or "")[:4] or "undated",
         "length": length_of(m), "sender": sender_type(m), "form": m.headers.get("body-form", "unknown"),
-        "known": "known" if address(m.sender) in seen else "new"} for m in mails]
+        "known": "unknown" if seen is None else "known" if address(m.sender) in seen else "new"} for m in mails]
     clusters = pd.factorize(sender_groups(to_frame(mails)))[0] if len(mails) else []
     return pd.DataFrame(rows).assign(cluster=clusters)
 
