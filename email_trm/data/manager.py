@@ -108,6 +108,7 @@ def frame_statistics(
     length = frame["characters"] if "characters" in frame else frame["body"].str.len()
     return {
         "n": len(frame), "senders": int(frame["sender"].str.lower().nunique()),
+        "by_source": {str(s): int(n) for s, n in frame["source"].fillna("unknown").value_counts().items()} if "source" in frame else {},
         "by_category_language": {str(c): {str(k): int(v) for k, v in row.items()} for c, row in table.iterrows()},
         "body_characters": {"median": float(length.median()), "p95": float(length.quantile(0.95)), "max": int(length.max())},
         "fingerprint": fingerprint([f"{i}\t{c}" for i, c in zip(frame["id"], frame["category"], strict=True)]),

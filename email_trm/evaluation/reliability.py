@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'KILLS', 'OTHER', 'say', 'Telling', 'telling_more', 'weights_digest', 'be_victim', 'Process', 'live',
            'Outcome', 'finish', 'killed', 'spoil', 'small_disk', 'filled_up', 'fewer', 'torment', 'fault_table',
-           'failures', 'reliability_markdown', 'main']
+           'resume_counts', 'failures', 'reliability_markdown', 'main']
 
 # %% ../../nbs/evaluation/14_reliability.ipynb #3d6d54be
 import argparse
@@ -341,6 +341,20 @@ def fault_table(
             "lost_most": max(lost, default=0), "macro_f1": min(o["ended"]["macro_f1"] for o in of)})
     return rows
 
+# %% ../../nbs/evaluation/14_reliability.ipynb #93421f5d
+def resume_counts(
+    found: Mapping[str, Any], # From `torment`
+) -> dict[str, int]: # kills, identical_resumes, interruptions, trainings, identical_trainings
+    """How often trainings were killed, and how many of those resumes led to the weights of the undisturbed training, bit for bit.
+
+    Faults that must change the weights (`OTHER`: updates or rows left out) are not counted.
+    """
+    exact = [o for o in found["outcomes"] if o["fault"] not in OTHER]
+    kills = [o for o in exact if "kill" in o["fault"]]
+    def times(of: Sequence[Mapping[str, Any]]) -> int: return sum(max(o["times"], 1) for o in of)
+    return {"kills": times(kills), "identical_resumes": times([o for o in kills if o["same"]]), "interruptions": times(exact),
+        "trainings": len(exact), "identical_trainings": sum(o["same"] for o in exact)}
+
 # %% ../../nbs/evaluation/14_reliability.ipynb #fd6fc22a
 def failures(
     found: Mapping[str, Any], # From `torment`
@@ -399,7 +413,8 @@ def main(
     note = (f"{'SYNTHETIC mail' if synthetic else Path(options.source).name}, at most {options.mails:,} training mails, a small model, "
         f"moments drawn with seed {options.seed}; {utc_now()[:10]}, {machine()['cores']} cores.")
     write_json(target / "metrics.json", {"created": utc_now(), "source": Path(options.source).name, "synthetic": synthetic,
-        "mails": options.mails, "seed": options.seed, "table": fault_table(found), **found, "machine": machine(), "versions": versions()})
+        "mails": options.mails, "seed": options.seed, **resume_counts(found), "table": fault_table(found), **found,
+        "machine": machine(), "versions": versions()})
     with atomic_write(target / "README.md") as out: out.write(reliability_markdown(found, note))
     if bad := failures(found): raise PipelineError("; ".join(bad), f"see {target.name}")
 
