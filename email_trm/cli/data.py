@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_app', 'build_app', 'FieldOption', 'FormatOption', 'JsonOption', 'inspect', 'show_statistics', 'import_',
-           'import_bar', 'show_import', 'validate', 'show_gates', 'split', 'report', 'download', 'labels_path',
-           'public_mail']
+           'import_bar', 'show_import', 'validate', 'show_gates', 'split', 'some_mails', 'show_drift', 'drift',
+           'report', 'download', 'labels_path', 'public_mail']
 
 # %% ../../nbs/cli/01_data.ipynb #e3e6ce7d
 import json
@@ -227,6 +227,76 @@ def split(
     for name, part in cut.parts.items(): pq.write_table(to_table(to_mails(part)), folder.work / f"{name}.parquet", compression="zstd")
     write_json(folder.work / "split.json", cut.record())
     print(f"{kind} split, seed {seed}: " + ", ".join(f"{name} {len(part):,}" for name, part in cut.parts.items()) + f": {folder.publish()}")
+
+# %% ../../nbs/cli/01_data.ipynb #5c0e356e
+def some_mails(
+    source: str, # File, folder or "sample"
+    limit: int, # At most so many
+    seed: int, # Of the draw
+) -> tuple[list[Any], int]: # Mails in the order read, and how many there were
+    """A random part of a source's received mail, drawn while it is read (reservoir sampling, Vitter 1985)."""
+    import random
+
+    from email_trm.data.store import ImportOptions, items_of
+    from email_trm.mail.readers import ReadReport
+
+    rng, kept, n = random.Random(seed), [], 0
+    for mail in with_progress(_mails(items_of(source, ImportOptions(None, {}), ReadReport()), Counter())):
+        if mail.folder == "sent": continue
+        n += 1
+        if len(kept) < limit: kept.append((n, mail))
+        elif (at := rng.randrange(n)) < limit: kept[at] = (n, mail)
+    if not kept: raise SourceError(f"no mail in {Path(source).name}", "check the path")
+    return [mail for _, mail in sorted(kept, key=lambda pair: pair[0])], n
+
+# %% ../../nbs/cli/01_data.ipynb #bb6305bc
+def show_drift(
+    found: dict[str, Any], # From `evaluation.drift.drift`
+) -> None:
+    """Print a comparison of two imports to standard output."""
+    table = Table(title=f"{found['n']['old']:,} old and {found['n']['new']:,} new mails", title_justify="left")
+    for name in ("feature", "PSI", "by chance", "was", "is", "change"): table.add_column(name, justify="right" if name in ("PSI", "by chance") else "left")
+    for s in found["shifts"]:
+        table.add_row(s["feature"], f"{s['psi']:.3f}", f"{s['floor']:.3f}", s["old"], s["new"], s["level"],
+            style={"large": "red", "moderate": "yellow"}.get(s["level"]))
+    Console(highlight=False).print(table)
+    new = found["novelty"]
+    print(f"mail from known senders: {new['known_senders']:.0%} (within the old mail {new['known_senders_before']:.0%}); "
+        f"new words: {new['new_words']:.0%} ({new['new_words_before']:.0%})")
+    if found["confidence"]: print(f"mean confidence of the model: {found['confidence']['old']:.3f}, now {found['confidence']['new']:.3f}")
+    print(found["message"])
+
+# %% ../../nbs/cli/01_data.ipynb #b778fcdf
+@data_app.command(epilog=examples("email-trm data drift last-year.parquet this-month.mbox", "email-trm data drift old.parquet new.parquet --gate",
+    "email-trm data drift old.parquet new.parquet --model reports/my-run --output drift.json"))
+def drift(
+    old: Annotated[str, typer.Argument(help="Mail the model learned from, or any earlier import.")],
+    new: Annotated[str, typer.Argument(help="Mail of today.")],
+    model: Annotated[Path | None, typer.Option(help="Model or run folder whose confidence is compared; the model in the box if left out.")] = None,
+    use_model: Annotated[bool, typer.Option("--use-model/--no-model", help="Compare the model's answers, too.")] = True,
+    limit: Annotated[int, typer.Option(min=50, help="At most so many mails of each, drawn at random.")] = 2000,
+    threshold: Annotated[float, typer.Option(min=0.0, help="PSI above chance from which a change is large.")] = 0.25,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 if a change is large.")] = False,
+    output: Annotated[str, typer.Option(help="JSON file for the numbers.")] = "",
+    as_json: JsonOption = False, # Print JSON
+) -> None:
+    """Has the mail changed so much that a model should be looked at again? Prints no mail text."""
+    from email_trm.core.runs import write_json
+    from email_trm.evaluation.drift import drift as compare
+
+    (before, n), (after, m) = some_mails(old, limit, seed), some_mails(new, limit, seed)
+    answers = None
+    if use_model:
+        from email_trm.serving.classifier import EmailClassifier, predictions_frame
+
+        classifier = EmailClassifier.from_pretrained(model)
+        answers = (predictions_frame(classifier, before), predictions_frame(classifier, after))
+    found = compare(before, after, answers, threshold) | {"mails": {"old": n, "new": m}, "seed": seed}
+    if output: write_json(output, found)
+    if as_json: print(json.dumps(found, indent=2, ensure_ascii=False))
+    else: show_drift(found)
+    if gate and found["level"] == "large": raise GateError("the mail has changed", found["message"])
 
 # %% ../../nbs/cli/01_data.ipynb #adcc40c3
 @data_app.command(epilog=examples("email-trm data report", "email-trm data report mail.parquet --output reports/my-data"))
