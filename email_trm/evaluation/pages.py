@@ -6,7 +6,7 @@
 __all__ = ['NUMBER', 'FACTS', 'Headline', 'IMPORTERS', 'PAGES', 'read_markdown', 'plain', 'heading_id', 'blocks', 'table_cells',
            'column_class', 'html_token', 'lower_range', 'dress_table', 'figure', 'place_pictures', 'lead_links', 'Body',
            'mark_heading', 'markdown_body', 'Tile', 'tone_of', 'find', 'provenance_of', 'meta_line', 'markdown_page',
-           'mean_of', 'points_between', 'benchmark_headline', 'reliability_headline', 'students_headline',
+           'spread', 'points_between', 'benchmark_headline', 'reliability_headline', 'students_headline',
            'one_split_headline', 'augmentation_headline', 'explanations_headline', 'goal_tiles', 'actions_headline',
            'stages_headline', 'import_markdown', 'import_headline', 'Page', 'pages_of', 'read_numbers', 'command_of',
            'headline_of', 'write_page', 'has_own_page', 'write_pages', 'main']
@@ -100,9 +100,9 @@ def html_token(
 def lower_range(
     cell: Token, # The inline token of a cell
 ) -> None:
-    """Set what stands in brackets behind a number in small type on a line of its own. Other cells stay as they are."""
-    parts = re.fullmatch(r"([^()]*\d[^()]*\S)\s+(\([^()]*\))", plain(cell))
-    if not parts or len(cell.children or ()) != 1 or not NUMBER.match(parts[1]): return
+    """Set an interval in small type on a line of its own: what stands in brackets and has a digit, or follows ±. Other cells stay."""
+    parts = re.fullmatch(r"([^±()]*\S)\s+(\([^()]*\d[^()]*\)|± .*)", plain(cell))
+    if not parts or len(cell.children or ()) != 1: return
     words = [Token("text", "", 0, content=part) for part in (parts[1] + " ", parts[2])]
     cell.children = [words[0], html_token('<small class="range">', True), words[1], html_token("</small>", True)]
 
@@ -118,8 +118,9 @@ def dress_table(
         for opening, cell, closing in (row[k] for row in [head, *body]):
             opening.attrs = {"class": kind} if kind else {}
             if opening is not top and k == 0: opening.tag, closing.tag, opening.attrs["scope"] = "th", "th", "row"
-            if opening is not top and not kind: lower_range(cell)
+            if opening is not top and k and len(head) > 5: lower_range(cell)
         top.attrs["scope"] = "col"
+    tokens[0].attrSet("class", "flow")
     box = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">\n'
     return [html_token(box), *tokens, html_token("</div>\n")]
 
@@ -132,7 +133,7 @@ def figure(
     name, alt, caption = str(image.attrGet("src")), escape(plain(image)), escape(str(image.attrGet("title") or ""))
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise DataError(f"the picture {Path(name).name} is not in {folder.name}", "make the report again, or take the picture out of its text")
+        raise DataError(f"the picture {Path(name).name} is not in {folder.name}", "make the report again, or take it out of the text")
     if not alt: raise DataError(f"the picture {name} has no words", "say in the brackets, ![like this](picture.png), what it shows")
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return html_token(f'<figure><div class="scroll" tabindex="0" role="region" aria-label="Figure: {alt}">'
@@ -235,9 +236,10 @@ def tone_of(
 
 # %% ../../nbs/evaluation/04_pages.ipynb #29d80797
 FACTS: dict[str, tuple[str, ...]] = { # What a reader asks -> where metrics may keep it
-    "data": ("source",), "data fingerprint": ("fingerprint", "data.fingerprint"), "mails": ("mails", "data.n", "messages", "agreement.n"),
-    "split": ("split",), "seed": ("seeds", "seed", "split_seeds", "split_seed"), "created": ("created", "made", "date"),
-    "duration": ("duration_s", "seconds")}
+    "data": ("source",), "data fingerprint": ("fingerprint", "data.fingerprint"), "split": ("split",),
+    "mails": ("mails", "data.n", "messages", "agreement.n"),
+    "seed": ("seeds", "seed", "split_seeds", "split_seed", "linear_svm.seeds"),
+    "created": ("created", "made", "date"), "duration": ("duration_s", "seconds")}
 
 # %% ../../nbs/evaluation/04_pages.ipynb #e167fe78
 def find(
@@ -298,11 +300,11 @@ def markdown_page(
 Headline = tuple[str, list[Tile]] # The lead and the tiles
 
 # %% ../../nbs/evaluation/04_pages.ipynb #e0826c04
-def mean_of(
+def spread(
     stats: Mapping[str, Any], # mean, low, high over seeds
-) -> str: # "0.761 ± 0.019"
-    """A mean with half of its interval."""
-    return fixed(stats["mean"]) + (f" ± {fixed((stats['high'] - stats['low']) / 2)}" if stats.get("low") is not None else "")
+) -> str: # " ± 0.019", or an empty string for one seed
+    """Half of the interval of a mean, to stand behind a name."""
+    return f" ± {fixed((stats['high'] - stats['low']) / 2)}" if stats.get("low") is not None else ""
 
 # %% ../../nbs/evaluation/04_pages.ipynb #43d61d2f
 def points_between(
@@ -323,14 +325,16 @@ def benchmark_headline(
     ours, reference = metrics["models"][name], metrics["models"][metrics["reference"]]
     gap, rivals = metrics["differences"][name], [m for m in metrics["models"].values() if not m.get("teacher")]
     place = 1 + sum(m["values"]["macro_f1"]["mean"] > ours["values"]["macro_f1"]["mean"] for m in rivals)
-    accuracy = ours["values"]["accuracy"]["mean"]
-    lead = (f"{ours['label']} puts about {100 * accuracy:.0f} of 100 test mails into the right category; in macro-F1 it is number {place} "
-        f"of {len(rivals)} models, {points_between(gap['mean'], gap['low'], gap['high'])} to {reference['label']}.")
-    speed = f"milliseconds for one mail (median); {reference['values']['latency_p50_ms']['mean']:.1f} for {reference['label']}"
-    return lead, [Tile(mean_of(ours["values"]["macro_f1"]), f"macro-F1 of {ours['label']}, over {len(ours['seeds'])} seeds"),
-        Tile(signed_points(gap["mean"]), f"points of macro-F1 against {reference['label']}", tone_of(gap["low"], gap["high"])),
-        Tile(fixed(ours["values"]["worst_f1"]["mean"]), f"F1 of its worst category, {ours['worst_category']}"),
-        Tile(f"{ours['values']['latency_p50_ms']['mean']:.0f}", speed)]
+    beside, values = reference["label"], ours["values"]
+    lead = (f"{ours['label']}: about {100 * values['accuracy']['mean']:.0f} of 100 test mails go into the right category. "
+        f"In macro-F1 it is number {place} of {len(rivals)} models, with {points_between(gap['mean'], gap['low'], gap['high'])}, "
+        f"against {beside}.")
+    of = f"{ours['label']}{spread(values['macro_f1'])}, {len(ours['seeds'])} seeds"
+    return lead, [Tile(fixed(values["macro_f1"]["mean"]), f"macro-F1 of {of}"),
+        Tile(signed_points(gap["mean"]), f"points of macro-F1 against {beside}", tone_of(gap["low"], gap["high"])),
+        Tile(fixed(values["worst_f1"]["mean"]), f"F1 of its worst category, {ours['worst_category']}"),
+        Tile(f"{values['latency_p50_ms']['mean']:.0f} ms",
+            f"for one mail (median); {reference['values']['latency_p50_ms']['mean']:.1f} ms for {beside}")]
 
 # %% ../../nbs/evaluation/04_pages.ipynb #ed8c9493
 def reliability_headline(
@@ -339,11 +343,10 @@ def reliability_headline(
     """What faults cost."""
     table, whole = metrics["table"], metrics["reference"]
     exact = [row for row in table if row["exact"]]
-    same, runs = sum(row["same"] for row in exact), sum(row["trainings"] for row in exact)
-    trainings, times, most = (sum(row["trainings"] for row in table), sum(row["times"] for row in table), max(row["lost_most"] for row in table))
-    worst = min(row["macro_f1"] for row in table)
-    lead = (f"{trainings} small trainings met {times} faults, and {same} of the {runs} that a fault may not change ended with the very weights "
-        f"of an undisturbed one; at most {most} of {whole['updates']} updates were done twice.")
+    same, runs = (sum(row[key] for row in exact) for key in ("same", "trainings"))
+    times, worst, most = sum(r["times"] for r in table), min(r["macro_f1"] for r in table), max(r["lost_most"] for r in table)
+    lead = (f"{sum(r['trainings'] for r in table)} small trainings met {times} faults. Of the {runs} whose result a fault must not change, "
+        f"{same} ended with the very weights of an undisturbed one; at most {most} of {whole['updates']} updates were done twice.")
     return lead, [Tile(f"{same} of {runs}", "interrupted trainings that ended with the same weights", "good" if same == runs else "bad"),
         Tile(str(times), "faults: kills, stops, full disks, damage, bad numbers"),
         Tile(f"{most} of {whole['updates']}", "updates done twice, at most"),
@@ -359,7 +362,7 @@ def students_headline(
     clear = sum(split["low"] > 0 for split in by)
     lead = (f"Over {len(by)} splits a teacher adds {points_between(gain['mean'], gain['low'], gain['high'])}, in macro-F1; "
         f"within {clear} of {len(by)} splits the gain is clear.")
-    return lead, [Tile(mean_of(taught["macro_f1"]), "macro-F1 of EmailTRM with a teacher"),
+    return lead, [Tile(fixed(taught["macro_f1"]["mean"]), f"macro-F1 of EmailTRM with a teacher{spread(taught['macro_f1'])}"),
         Tile(signed_points(gain["mean"]), "points over EmailTRM alone", tone_of(gain["low"], gain["high"])),
         Tile(f"{clear} of {len(by)}", "splits whose own interval is above zero"),
         Tile(signed_points(step["mean"]), "points from the second supervision step", tone_of(step["low"], step["high"]))]
@@ -386,10 +389,12 @@ def augmentation_headline(
     best, worst, most = max(usual, key=size), min(usual, key=size), max(rows, key=size)
     name = {id(r): r["variant"].replace("_", " ") for r in rows}
     lead = (f"On mail as it is, {len(gains)} of {len(usual)} augmentations gain more macro-F1 than their spread over seeds; the best, "
-        f"{name[id(best)]}, changes it by {signed_points(best['mean'])} points (linear model, {len(metrics['linear_svm']['seeds'])} seeds).")
-    shown = ((best, f"points, the best on mail as it is: {name[id(best)]}"), (worst, f"points, the worst on mail as it is: {name[id(worst)]}"),
+        f"{name[id(best)]}, changes it by {signed_points(best['mean'])} points.")
+    shown = ((best, f"points, the best on mail as it is: {name[id(best)]}"),
+        (worst, f"points, the worst on mail as it is: {name[id(worst)]}"),
         (most, f"points, the most anywhere: {name[id(most)]}, tested on {most['test_set'].replace('_', ' ')}"))
-    return lead, [Tile(f"{len(gains)} of {len(usual)}", "augmentations that gain more than their spread"),
+    seeds = len(metrics["linear_svm"]["seeds"])
+    return lead, [Tile(f"{len(gains)} of {len(usual)}", f"gain more than their spread (linear model, {seeds} seeds)"),
         *(Tile(signed_points(r["mean"]), label, tone_of(r["mean"] - r["spread"], r["mean"] + r["spread"])) for r, label in shown)]
 
 # %% ../../nbs/evaluation/04_pages.ipynb #129767c6
@@ -400,11 +405,14 @@ def explanations_headline(
     rows = {(r["ranking"], r["k"]): r for r in metrics["deletion"]}
     hidden = max(k for _, k in rows)
     area, most, lot = rows["score", 0], rows["score", hidden], rows["lot", 0]
-    lead = (f"Hiding the {hidden} words that an explanation names first lowers the probability of the answer by {fixed(most['fall'])} on average; "
-        f"hiding {hidden} random words lowers it by {fixed(most['random'])}.")
-    return lead, [Tile(f"{area['more']:+.3f}", "fall beyond that of random words (area over k)", tone_of(area["low"], area["high"])),
-        Tile(fixed(most["fall"]), f"mean fall with {hidden} named words hidden"), Tile(fixed(most["random"]), f"with {hidden} random words hidden"),
-        Tile(f"{lot['more']:+.3f}", "the same area for a ranking by lot: a check that should be near 0", "good" if lot["low"] <= 0 <= lot["high"] else "bad")]
+    lead = (f"Hiding the {hidden} words that an explanation names first lowers the probability of the answer by {fixed(most['fall'])} "
+        f"on average; hiding {hidden} random words lowers it by {fixed(most['random'])}.")
+    more = [f"{row['more']:+.3f}".replace("-", "−") for row in (area, lot)]
+    return lead, [Tile(more[0], "fall beyond that of random words (area over k)", tone_of(area["low"], area["high"])),
+        Tile(fixed(most["fall"]), f"mean fall with {hidden} named words hidden"),
+        Tile(fixed(most["random"]), f"with {hidden} random words hidden"),
+        Tile(more[1], "the same area for a ranking by lot: a check that should be near 0",
+            "good" if lot["low"] <= 0 <= lot["high"] else "bad")]
 
 # %% ../../nbs/evaluation/04_pages.ipynb #dcdcfb0d
 def goal_tiles(
@@ -433,36 +441,38 @@ def stages_headline(
 ) -> Headline:
     """What the stages of a language model brought on later mail."""
     policies = {name: by["time"] for name, by in metrics["results"]["policies"].items() if "time" in by}
-    f1, stages = {name: scores["macro_f1"] for name, scores in policies.items()}, [name for name in policies if name[0].isdigit()]
+    f1, stages = {name: scores["macro_f1"] for name, scores in policies.items()}, [s for s in policies if s[0].isdigit()]
     base, best, top = stages[0], max(stages, key=f1.__getitem__), max(f1, key=f1.__getitem__)
     name, top_name = best.partition("-")[2].upper(), top.partition("-")[2].upper() if top in stages else top
-    lead = (f"Training in stages takes a language model from a macro-F1 of {fixed(f1[base])} to {fixed(f1[best])} on {policies[best]['n']} later mails; "
-        f"the best policy of all, {top_name}, has {fixed(f1[top])}.")
+    lead = (f"Training in stages takes a language model from a macro-F1 of {fixed(f1[base])} to {fixed(f1[best])} "
+        f"on {policies[best]['n']} later mails; the best policy of all, {top_name}, has {fixed(f1[top])}.")
     tiles = [Tile(fixed(f1[base]), "macro-F1 of the model as it came"), Tile(fixed(f1[best]), f"macro-F1 of its best stage, {name}"),
         Tile(fixed(f1[top]), f"macro-F1 of the best policy, {top_name}")]
     gain = find(metrics["results"]["against_sft"], f"{best}.time.macro_f1")
-    return lead, [*tiles, *([Tile(signed_points(gain[0]), f"points of {name} over fine-tuning alone", tone_of(gain[1], gain[2]))] if gain else [])]
+    if gain: tiles.append(Tile(signed_points(gain[0]), f"points of {name} over fine-tuning alone", tone_of(gain[1], gain[2])))
+    return lead, tiles
 
 # %% ../../nbs/evaluation/04_pages.ipynb #3e8419c7
-IMPORTERS: dict[str, str] = {"ours": "EmailTRM", "ours_in_process": "EmailTRM, in one process", "policy_default": "Python's email, default policy",
-    "compat32": "Python's email, compat32", "mail_parser": "mail-parser"} # Names for people
+IMPORTERS: dict[str, str] = {"ours": "EmailTRM", "ours_in_process": "EmailTRM, in one process", # Names for people
+    "policy_default": "Python's email, default policy", "compat32": "Python's email, compat32", "mail_parser": "mail-parser"}
 
 # %% ../../nbs/evaluation/04_pages.ipynb #e62efc09
 def import_markdown(
     metrics: Mapping[str, Any], # Of reports/import, with what fuzz.json holds under `fuzz`
 ) -> str: # Markdown
     """The text of the import report."""
-    rows = [f"| {IMPORTERS.get(k, k)} | {count(r['mails_per_second'])} | {count(r['read'])} | {count(r['failed'])} | {r['peak_mb']:.0f} | {r['grown_mb']:.1f} |"
-        for k, r in metrics["importers"].items()]
-    memory = [f"| {count(int(n))} | {r['bytes'] / 1e6:.0f} | {count(r['mails_per_second'])} | {r['peak_mb']:.0f} | {r['grown_mb']:.1f} |"
-        for n, r in metrics["memory"].items()]
-    lines = ["# Reading mail files", "", f"{count(metrics['messages'])} messages ({metrics['bytes'] / 1e6:.0f} MB) of {metrics['source']}, read by each importer; "
-        f"median of {metrics['repeats']} rounds.", "", "| importer | mails/s | read | failed | peak memory, MB | grown by, MB |", "|---|---|---|---|---|---|", *rows,
-        "", "## Memory", "", "| messages | MB | mails/s | peak memory, MB | grown by, MB |", "|---|---|---|---|---|", *memory, ""]
+    def cells(r: Mapping[str, Any]) -> str: return f"{count(r['mails_per_second'])} | {r['peak_mb']:.0f} | {r['grown_mb']:.1f} |"
+    rows = [f"| {IMPORTERS.get(k, k)} | {count(r['read'])} | {count(r['failed'])} | {cells(r)}" for k, r in metrics["importers"].items()]
+    memory = [f"| {count(int(n))} | {r['bytes'] / 1e6:.0f} | {cells(r)}" for n, r in metrics["memory"].items()]
+    lines = ["# Reading mail files", "", f"{count(metrics['messages'])} messages ({metrics['bytes'] / 1e6:.0f} MB) of {metrics['source']}, "
+        f"read by each importer in {metrics['repeats']} rounds.", "",
+        "| importer | read | failed | mails/s | peak memory, MB | grown by, MB |", "|---|---|---|---|---|---|", *rows, "",
+        "## Memory", "", "| messages | MB | mails/s | peak memory, MB | grown by, MB |", "|---|---|---|---|---|", *memory, ""]
     fuzz = metrics.get("fuzz")
     if fuzz: lines += ["## Damaged messages", "", f"{count(fuzz['cases'])} messages were damaged at random (seed {fuzz['seed']}). "
-        f"{count(fuzz['unhandled'])} made the importer fail in a way it does not know. The slowest took {duration(fuzz['slowest_seconds'])}.", "",
-        "| outcome | messages |", "|---|---|", *[f"| {k} | {count(v)} |" for k, v in fuzz["outcomes"].items()], ""]
+        f"The importer failed in a way it does not know on {count(fuzz['unhandled'])} of them. The slowest took "
+        f"{duration(fuzz['slowest_seconds'])}.", "", "| outcome | messages |", "|---|---|",
+        *[f"| {k} | {count(v)} |" for k, v in fuzz["outcomes"].items()], ""]
     return "\n".join(lines)
 
 # %% ../../nbs/evaluation/04_pages.ipynb #f03507be
@@ -472,12 +482,12 @@ def import_headline(
     """How fast, how much memory, and what it cannot read."""
     ours, times, fuzz = metrics["importers"]["ours"], metrics["faster_than_policy_default"]["ours"], metrics.get("fuzz")
     largest = max(metrics["memory"], key=int)
-    lead = (f"The importer reads {count(ours['mails_per_second'])} mails a second, {times:.1f} times as many as Python's email with its default policy, "
-        f"and failed on {count(ours['failed'])} of {count(metrics['messages'])}.")
+    lead = (f"The importer reads {count(ours['mails_per_second'])} mails a second, {times:.1f} times as many as Python's email "
+        f"with its default policy, and failed on {count(ours['failed'])} of {count(metrics['messages'])}.")
     tiles = [Tile(f"{times:.1f} ×", "the speed of Python's email, default policy", tone_of(times - 1, times - 1)),
-        Tile(f"{count(ours['failed'])} of {count(metrics['messages'])}", "messages it failed on", "bad" if ours["failed"] else "good"),
+        Tile(count(ours["failed"]), f"of {count(metrics['messages'])} messages it could not read", "bad" if ours["failed"] else "good"),
         Tile(f"{metrics['memory'][largest]['grown_mb']:.1f} MB", f"more memory after {count(int(largest))} messages")]
-    return lead, tiles + ([Tile(f"{count(fuzz['unhandled'])} of {count(fuzz['cases'])}", "damaged messages that broke it",
+    return lead, tiles + ([Tile(count(fuzz["unhandled"]), f"of {count(fuzz['cases'])} damaged messages that broke it",
         "bad" if fuzz["unhandled"] else "good")] if fuzz else [])
 
 # %% ../../nbs/evaluation/04_pages.ipynb #59571ab3
@@ -493,15 +503,19 @@ class Page:
 
 # %% ../../nbs/evaluation/04_pages.ipynb #c6d20cc6
 PAGES: dict[str, tuple[Page, ...]] = { # Name of a folder -> its pages
-    "benchmark": (Page(benchmark_headline, "make evidence-benchmark"),), "reliability": (Page(reliability_headline, "make evidence-reliability"),),
-    "students": (Page(students_headline, "make evidence-teacher evidence-students SEED={seed}"),),
-    "split": (Page(one_split_headline, "make evidence-teacher evidence-students SEED={seed}"),),
+    "actions": (Page(actions_headline, "make evidence-actions"),
+        Page(stages_headline, "make evidence-stages", "STAGES.md", "stages.json", "stages.html")),
     "augmentation": (Page(augmentation_headline, "make evidence-augmentation"),),
+    "benchmark": (Page(benchmark_headline, "make evidence-benchmark"),),
+    "ensemble": (Page(command="make evidence-ensemble"),),
     "explanations": (Page(explanations_headline, "make evidence-explanations SEED={seed}"),),
-    "actions": (Page(actions_headline, "make evidence-actions"), Page(stages_headline, "make evidence-stages", "STAGES.md", "stages.json", "stages.html")),
-    "import": (Page(import_headline, "make evidence-import", ""),), "owner": (Page(command="make evidence-owner"),),
-    "reasoning": (Page(command="make evidence-reasoning"),), "search": (Page(command="make evidence-search"),),
-    "ensemble": (Page(command="make evidence-ensemble"),)}
+    "import": (Page(import_headline, "make evidence-import", ""),),
+    "owner": (Page(command="make evidence-owner"),),
+    "reasoning": (Page(command="make evidence-reasoning"),),
+    "reliability": (Page(reliability_headline, "make evidence-reliability"),),
+    "search": (Page(command="make evidence-search"),),
+    "split": (Page(one_split_headline, "make evidence-teacher evidence-students SEED={seed}"),),
+    "students": (Page(students_headline, "make evidence-teacher evidence-students SEED={seed}"),)}
 
 # %% ../../nbs/evaluation/04_pages.ipynb #43079a95
 def pages_of(
@@ -517,11 +531,11 @@ def read_numbers(
 ) -> dict[str, Any]:
     """The numbers of a report; `DataError` if they cannot be read."""
     try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error: raise DataError(f"{path.parent.name}/{path.name} cannot be read", "make the report again") from error
-    if not isinstance(found, dict): raise DataError(f"{path.parent.name}/{path.name} holds no named numbers", "make the report again")
-    return found
+    except (OSError, ValueError): found = None
+    if isinstance(found, dict): return found
+    raise DataError(f"{path.parent.name}/{path.name} cannot be read", "make the report again")
 
-# %% ../../nbs/evaluation/04_pages.ipynb #cf23b2d6
+# %% ../../nbs/evaluation/04_pages.ipynb #9eab0ad7
 def command_of(
     page: Page, # Which page
     markdown: str, # Its text, which may name the command itself
@@ -530,8 +544,9 @@ def command_of(
     """What makes a report again: what the text says after *Made by*, else the command of its kind."""
     if metrics.get("synthetic"): return "" # made by no target: they all want real mail
     said = re.search(r"Made by `(make [^`]+)`", markdown)
-    seeds = find(metrics, *FACTS["seed"])
-    return said[1] if said else "\n".join(dict.fromkeys(page.command.format(seed=s) for s in (seeds if isinstance(seeds, list) else [seeds or 0])))
+    found = find(metrics, *FACTS["seed"])
+    seeds = found if isinstance(found, list) else [found or 0]
+    return said[1] if said else "\n".join(dict.fromkeys(page.command.format(seed=s) for s in seeds))
 
 # %% ../../nbs/evaluation/04_pages.ipynb #b0874a68
 def headline_of(
@@ -542,10 +557,11 @@ def headline_of(
     """The lead and the tiles of a page. Numbers that are not as this version writes them are a `DataError`."""
     try: lead, tiles = page.headline(metrics) if page.headline else ("", [])
     except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise DataError(f"{page.metrics} lacks what the headline needs ({type(error).__name__}: {error})", "make the report again") from error
+        cause = f"{page.metrics} lacks what the headline needs ({type(error).__name__}: {error})"
+        raise DataError(cause, "make the report again") from error
     return lead, tiles or goal_tiles(markdown)
 
-# %% ../../nbs/evaluation/04_pages.ipynb #9eab0ad7
+# %% ../../nbs/evaluation/04_pages.ipynb #b6bdc48e
 def write_page(
     folder: str | Path, # A report folder
     page: Page, # Which of its pages
@@ -559,8 +575,9 @@ def write_page(
         metrics |= {"fuzz": read_numbers(folder / "fuzz.json")} if (folder / "fuzz.json").is_file() else {}
         markdown = import_markdown(metrics)
     lead, tiles = headline_of(page, markdown, metrics)
-    return write_report(folder / page.name, markdown_page(markdown, folder, lead=lead, tiles=tiles, pages=links,
-        provenance=provenance_of(metrics, command_of(page, markdown, metrics)), synthetic=bool(find(metrics, "synthetic", "data.synthetic"))))
+    end, synthetic = provenance_of(metrics, command_of(page, markdown, metrics)), bool(find(metrics, "synthetic", "data.synthetic"))
+    html = markdown_page(markdown, folder, lead=lead, tiles=tiles, provenance=end, synthetic=synthetic, pages=links)
+    return write_report(folder / page.name, html)
 
 # %% ../../nbs/evaluation/04_pages.ipynb #a3fb3e7c
 def has_own_page(
@@ -569,19 +586,19 @@ def has_own_page(
     """Is this the folder of a run? Its metrics tell of the run itself."""
     return (folder / "metrics.json").is_file() and "run" in read_numbers(folder / "metrics.json")
 
-# %% ../../nbs/evaluation/04_pages.ipynb #b6bdc48e
+# %% ../../nbs/evaluation/04_pages.ipynb #fad75c27
 def write_pages(
     folder: str | Path, # A report folder
 ) -> list[Path]: # The pages written, those of folders inside included
-    """Make all pages of a folder. `DataError` if there is nothing to make one from, or if the folder has a page of its own kind."""
+    """Make all pages of a folder. `DataError` if there is nothing to make one from, or if it is the folder of a run."""
     folder = Path(folder).resolve()
     pages, inner = pages_of(folder), [f for f in sorted(folder.glob("*/")) if (f / "README.md").is_file() and pages_of(f)]
-    if not pages: raise DataError(f"{folder.name} holds no report that could become a page", "name a folder with README.md and metrics.json")
-    if has_own_page(folder): raise DataError(f"{folder.name} has a page of its own kind", "make it again with email-trm run, or email-trm data report")
+    if has_own_page(folder): raise DataError(f"the page of {folder.name} comes with its run", "use email-trm run, or email-trm data report")
+    if not pages: raise DataError(f"{folder.name} holds nothing to make a page from", "name a folder with README.md and metrics.json")
     links = {p.text: p.name for p in pages} | {f"{f.name}/README.md": f"{f.name}/report.html" for f in inner}
     return [*(write_page(folder, p, links) for p in pages), *(path for f in inner for path in write_pages(f))]
 
-# %% ../../nbs/evaluation/04_pages.ipynb #fad75c27
+# %% ../../nbs/evaluation/04_pages.ipynb #6dd27df9
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
@@ -589,7 +606,8 @@ def main(
     """Make report.html of report folders from the files in them."""
     parser = argparse.ArgumentParser(prog="python -m email_trm.evaluation.pages", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Make report.html of report folders from their README.md, metrics.json and pictures. Nothing is measured again.",
-        epilog="Examples:\n\n  python -m email_trm.evaluation.pages reports/benchmark\n  python -m email_trm.evaluation.pages --all reports")
+        epilog="Examples:\n\n  python -m email_trm.evaluation.pages reports/benchmark\n"
+            "  python -m email_trm.evaluation.pages --all reports")
     parser.add_argument("folders", nargs="*", type=Path, help="report folders")
     parser.add_argument("--all", type=Path, metavar="FOLDER", help="every report in this folder, those of runs left out")
     options = parser.parse_args(argv)

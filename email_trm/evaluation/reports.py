@@ -230,7 +230,8 @@ def page_context(
     details = {title: metrics.get(title.lower()) for title in ("Parameters", "Versions", "Machine")}
     return {"run": run, "data": data, "command": run.get("command"), "synthetic": data.get("synthetic"), "splits": splits, "ours": ours,
         "skipped": skipped, "origin": origin, "details": details,
-        "columns": COLUMNS, "comparison": {s: comparison_rows(metrics, s) for s in splits}, "distances": distance_sentences(metrics), **category_counts(metrics),
+        "columns": COLUMNS, "comparison": {s: comparison_rows(metrics, s) for s in splits},
+        "distances": distance_sentences(metrics), **category_counts(metrics),
         "meanings": MEANINGS, "captions": CAPTIONS, "languages": LANGUAGES,
         "names": lambda s: list(dict.fromkeys([*metrics.get("categories", ()), *(s.get("per_category") or {})]))}
 
