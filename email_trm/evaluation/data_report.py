@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'SPLIT_MEANINGS', 'plot_languages', 'by_period', 'plot_months', 'plot_lengths', 'plot_components',
-           'draw_data', 'gate_details', 'verdict', 'shared_style', 'leak_rows', 'source_rows', 'render_data_report']
+           'draw_data', 'gate_details', 'verdict', 'leak_rows', 'source_rows', 'render_data_report']
 
 # %% ../../nbs/evaluation/03_data_report.ipynb #e6af4ee4
 from collections.abc import Mapping, Sequence
@@ -173,13 +173,6 @@ def verdict(
     return [*out, f"{labels['mails']:,} labels look doubtful to a linear model, besides {labels['admitted']:,} whose doubt "
         "the labeller noted. They are candidates to read again, not errors."]
 
-# %% ../../nbs/evaluation/03_data_report.ipynb #0d60c085
-def shared_style() -> str:
-    """The style sheet of the run report."""
-    env = report_environment()
-    source = env.loader.get_source(env, "report.html.j2")[0] # type: ignore[union-attr]
-    return source.partition("<style>")[2].partition("</style>")[0]
-
 # %% ../../nbs/evaluation/03_data_report.ipynb #f9ec344f
 def leak_rows(
     table: Sequence[Mapping[str, Any]], # Rows of `leaks` for one split
@@ -220,7 +213,8 @@ def render_data_report(
     codes = sorted({k for row in data["by_category_language"].values() for k in row})
     origin = {"data fingerprint": data.get("fingerprint"), "seed": run.get("seed"), "created": run.get("created")}
     return report_environment().get_template("data_report.html.j2").render(
-        style=shared_style(), run=run, data=data, verdict=verdict(data), gates=[g | {"details": gate_details(g)} for g in data["gates"]],
+        run=run, data=data, command=run.get("command"), synthetic=data.get("synthetic"), verdict=verdict(data),
+        gates=[g | {"details": gate_details(g)} for g in data["gates"]],
         pictures={k: png_data_uri(p) for k, p in images.items()}, alts=alts, languages=LANGUAGES, codes=codes,
         leaks={k: leak_rows(t) for k, t in data["leaks"].items()}, meanings=SPLIT_MEANINGS, origin=origin,
         sources=source_rows(data["by_category_source"]),

@@ -228,7 +228,8 @@ def page_context(
         "model size": f"{show(model['size_mb'])} MB" if model.get("size_mb") else None, "temperature": model.get("temperature"),
         "halt threshold": model.get("halt_threshold")}
     details = {title: metrics.get(title.lower()) for title in ("Parameters", "Versions", "Machine")}
-    return {"run": run, "data": data, "splits": splits, "ours": ours, "skipped": skipped, "origin": origin, "details": details,
+    return {"run": run, "data": data, "command": run.get("command"), "synthetic": data.get("synthetic"), "splits": splits, "ours": ours,
+        "skipped": skipped, "origin": origin, "details": details,
         "columns": COLUMNS, "comparison": {s: comparison_rows(metrics, s) for s in splits},
         "distances": distance_sentences(metrics), **category_counts(metrics),
         "meanings": MEANINGS, "captions": CAPTIONS, "languages": LANGUAGES,
