@@ -99,7 +99,7 @@ def run(
     field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,
     categories: Annotated[str, typer.Option(help="JSON file with your own categories.")] = "",
     augment: Annotated[list[str] | None, typer.Option(help="Augment the training part, repeatable: turkish_ascii=1.0.")] = None,
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 if the model misses a gate. The report is written all the same.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 if the model misses a gate; the report is written.")] = False,
 ) -> None:
     """Train on a source of labelled mail and write a report."""
     from email_trm.core.runs import run_name
@@ -256,9 +256,10 @@ def show_gates(
         low, high = r["interval"]
         verdict = r["verdict"] + ("?" if r["judged"] and not r["certain"] else "")
         table.add_row(r["kind"], r["name"], f"{r['n']:,}", f"{100 * r['target']:.0f} %", f"{100 * r['measured']:.2f} %",
-            f"{100 * low:.1f}–{100 * high:.1f}", f"{100 * r['distance']:.2f}" if r["distance"] else "-", verdict, style=colours.get(r["verdict"]))
+            f"{100 * low:.1f}–{100 * high:.1f}", f"{100 * r['distance']:.2f}" if r["distance"] else "-", verdict,
+            style=colours.get(r["verdict"]))
     Console(highlight=False).print(table)
-    if any(r["judged"] and not r["certain"] for r in rows): print("? The interval reaches across the target: chance could turn the verdict.")
+    if any(r["judged"] and not r["certain"] for r in rows): print("? The interval reaches across the target: this may be chance.")
 
 # %% ../../nbs/cli/03_cli.ipynb #57a086a2
 @app.command(epilog=examples("email-trm evaluate labelled.jsonl --model reports/my-run --output metrics.json",

@@ -240,7 +240,8 @@ def some_mails(
     from email_trm.data.store import ImportOptions, items_of
     from email_trm.mail.readers import ReadReport
 
-    rng, kept, n = random.Random(seed), [], 0
+    rng, n = random.Random(seed), 0
+    kept: list[tuple[int, Any]] = []
     for mail in with_progress(_mails(items_of(source, ImportOptions(None, {}), ReadReport()), Counter())):
         if mail.folder == "sent": continue
         n += 1
@@ -255,7 +256,8 @@ def show_drift(
 ) -> None:
     """Print a comparison of two imports to standard output."""
     table = Table(title=f"{found['n']['old']:,} old and {found['n']['new']:,} new mails", title_justify="left")
-    for name in ("feature", "PSI", "by chance", "was", "is", "change"): table.add_column(name, justify="right" if name in ("PSI", "by chance") else "left")
+    for name in ("feature", "PSI", "by chance", "was", "is", "change"):
+        table.add_column(name, justify="right" if name in ("PSI", "by chance") else "left")
     for s in found["shifts"]:
         table.add_row(s["feature"], f"{s['psi']:.3f}", f"{s['floor']:.3f}", s["old"], s["new"], s["level"],
             style={"large": "red", "moderate": "yellow"}.get(s["level"]))
@@ -267,12 +269,13 @@ def show_drift(
     print(found["message"])
 
 # %% ../../nbs/cli/01_data.ipynb #b778fcdf
-@data_app.command(epilog=examples("email-trm data drift last-year.parquet this-month.mbox", "email-trm data drift old.parquet new.parquet --gate",
+@data_app.command(epilog=examples("email-trm data drift last-year.parquet this-month.mbox",
+    "email-trm data drift old.parquet new.parquet --gate",
     "email-trm data drift old.parquet new.parquet --model reports/my-run --output drift.json"))
 def drift(
     old: Annotated[str, typer.Argument(help="Mail the model learned from, or any earlier import.")],
     new: Annotated[str, typer.Argument(help="Mail of today.")],
-    model: Annotated[Path | None, typer.Option(help="Model or run folder whose confidence is compared; the model in the box if left out.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Model or run folder that is asked; the model in the box if left out.")] = None,
     use_model: Annotated[bool, typer.Option("--use-model/--no-model", help="Compare the model's answers, too.")] = True,
     limit: Annotated[int, typer.Option(min=50, help="At most so many mails of each, drawn at random.")] = 2000,
     threshold: Annotated[float, typer.Option(min=0.0, help="PSI above chance from which a change is large.")] = 0.25,

@@ -27,7 +27,7 @@ SOURCES: dict[str, str] = { # Corpora of the project -> what they are, and their
 def card_environment() -> Environment:
     """Jinja for cards: Markdown, and every gap is an error."""
     env = Environment(loader=PackageLoader("email_trm.evaluation", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False) # noqa: S701 - Markdown, made of our own names and numbers
+        keep_trailing_newline=True, autoescape=False) # Markdown, made of our own names and numbers
     env.filters.update(fixed=fixed, percent=percent, count=count, duration=duration)
     return env
 
@@ -50,7 +50,8 @@ def card_head(
     scores, data = metrics["models"]["EmailTRM"][split], metrics["data"]
     name = "SYNTHETIC sample" if data.get("synthetic") else str(data["source"])
     results = [EvalResult(task_type="text-classification", dataset_type="email", dataset_name=f"{name}, {split} split, test part",
-        metric_type=kind, metric_value=round(scores[key], 4)) for kind, key in (("accuracy", "accuracy"), ("f1", "macro_f1"), ("ece", "ece"))]
+        metric_type=kind, metric_value=round(scores[key], 4))
+        for kind, key in (("accuracy", "accuracy"), ("f1", "macro_f1"), ("ece", "ece")) if scores[key] is not None]
     codes = [c for c in languages_of(data) if c != "und"] or ["en"]
     head = ModelCardData(language=codes, library_name="email-trm", pipeline_tag="text-classification", license="apache-2.0",
         tags=["email", "recursive", "private"], model_name="EmailTRM", eval_results=results)
@@ -68,7 +69,8 @@ def model_card(
     plan = (metrics["emailtrm"].get("plans") or {}).get(split) or {}
     slices = (metrics.get("slices") or {}).get(split, {"single": [], "pairs": []})
     return card_environment().get_template("model_card.md.j2").render(head=card_head(metrics, split), own=own, parts=parts, split=split,
-        run=metrics["run"], data=metrics["data"], model=metrics["emailtrm"], categories=metrics["categories"], languages=languages_of(metrics["data"]),
+        run=metrics["run"], data=metrics["data"], model=metrics["emailtrm"], categories=metrics["categories"],
+        languages=languages_of(metrics["data"]),
         gates=(metrics.get("gates") or {}).get(split, []), worst=slices["single"][:5], plan=plan, resources=plan.get("resources") or {},
         machine=metrics["machine"], sources=SOURCES)
 
@@ -79,7 +81,8 @@ def data_card(
 ) -> str: # Markdown with a YAML head
     """The card of a dataset of labelled mail."""
     codes = [c for c in languages_of(statistics) if c != "und"] or ["en"]
-    size = next(label for least, label in ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K")) if statistics["n"] >= least)
+    sizes = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))
+    size = next(label for least, label in sizes if statistics["n"] >= least)
     head = DatasetCardData(language=codes, task_categories=["text-classification"], size_categories=[size], pretty_name=name,
         annotations_creators=["machine-generated" if statistics.get("synthetic") else "expert-generated"])
     return card_environment().get_template("data_card.md.j2").render(head=head.to_yaml(), name=name, data=statistics,

@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..core.errors import ConfigError, DataError, GateError
+from ..core.errors import ConfigError, GateError
 from .metrics import check_frame, score, wilson_interval
 
 # %% ../../nbs/evaluation/17_gates.ipynb #0e7332c9
-AIMS: dict[str, float] = {"accuracy": 0.95, "category": 0.90, "ece": 0.02, "language": 0.95, "source": 0.95} # What is asked, by kind of gate
+AIMS: dict[str, float] = {"accuracy": 0.95, "category": 0.90, "ece": 0.02, "language": 0.95, "source": 0.95} # What is asked
 
 # %% ../../nbs/evaluation/17_gates.ipynb #c971d477
 FEWEST = 30 # Mails below which a language or source is shown, but not judged
@@ -107,15 +107,16 @@ def gate_rows(
     gates: Iterable[ModelGate], # From `judge`
 ) -> list[dict[str, Any]]: # For `metrics.json`: the fields, and passed, certain, distance, verdict
     """Gates as plain rows."""
-    return [asdict(g) | {"interval": list(g.interval), "passed": g.passed, "certain": g.certain, "distance": g.distance, "verdict": g.verdict}
-        for g in gates]
+    return [asdict(g) | {"interval": list(g.interval), "passed": g.passed, "certain": g.certain, "distance": g.distance,
+        "verdict": g.verdict} for g in gates]
 
 # %% ../../nbs/evaluation/17_gates.ipynb #2d49ea54
 def gates_from(
     rows: Iterable[Mapping[str, Any]], # From `gate_rows`, for example read from `metrics.json`
 ) -> list[ModelGate]:
     """The gates that were written. Verdicts are worked out again, not read."""
-    return [ModelGate(r["kind"], r["name"], r["target"], r["measured"], (r["interval"][0], r["interval"][1]), r["n"], r["judged"]) for r in rows]
+    return [ModelGate(r["kind"], r["name"], r["target"], r["measured"], (r["interval"][0], r["interval"][1]), r["n"], r["judged"])
+        for r in rows]
 
 # %% ../../nbs/evaluation/17_gates.ipynb #9bb57d35
 def check_gates(

@@ -300,7 +300,8 @@ def score(
     return {"n": n, "accuracy": hits / n, "accuracy_interval": list(wilson_interval(hits, n)), "macro_f1": macro_f1(frame, categories),
         "macro_f1_interval": ranges["macro_f1"], "clusters": ranges["clusters"], "lenient_accuracy": lenient_accuracy(frame),
         "weighted_f1": float(np.average(present["f1"], weights=present["support"])), **probability_scores(frame, categories),
-        "ece": ece_of(frame), "ece_interval": ranges["ece"], "coverage_at_95": covered, "mean_steps": plain(frame["steps"].mean()) if "steps" in frame else None,
+        "ece": ece_of(frame), "ece_interval": ranges["ece"], "coverage_at_95": covered,
+        "mean_steps": plain(frame["steps"].mean()) if "steps" in frame else None,
         "per_category": details, "by_language": by_language(frame, categories), "worst_category": str(present["f1"].idxmin())}
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #39ac824f

@@ -119,8 +119,9 @@ def in_html(
     """The body wrapped in tables and styles, with hidden text and a tracking pixel, and read again as the importer reads HTML."""
     rows = "".join(f"<tr><td style='font:12px Arial;padding:2px'><font color='#333'>{html.escape(line)}</font></td></tr>"
         for line in mail.body.split("\n"))
-    page = ("<html><head><style>td{color:#333}</style><title>News</title></head><body><div style='display:none'>View this mail in your browser"
-        f"</div><table width='600'><tbody>{rows}</tbody></table><img src='https://track.example/p.gif' width='1' height='1'></body></html>")
+    page = ("<html><head><style>td{color:#333}</style><title>News</title></head><body>"
+        "<div style='display:none'>View this mail in your browser</div>"
+        f"<table width='600'><tbody>{rows}</tbody></table><img src='https://track.example/p.gif' width='1' height='1'></body></html>")
     return replace(mail, body=html_to_text(page))
 
 # %% ../../nbs/evaluation/21_perturbations.ipynb #07a385f6
@@ -133,7 +134,7 @@ def with_history(
     """Other mails quoted below this one, as a thread that nobody trimmed. None without other mails."""
     if not others: return None
     lines: list[str] = []
-    while len(lines) < 3 or sum(len(x.split()) for x in lines) < words and len(lines) < 3000:
+    while len(lines) < 3 or (sum(len(x.split()) for x in lines) < words and len(lines) < 3000):
         older = rng.choice(others)
         lines += ["", "-----Original Message-----", *(f"> {line}" for line in older.body.split("\n")[:80])]
     return replace(mail, body=mail.body + "\n".join(lines))
@@ -187,10 +188,10 @@ def synonyms(
 # %% ../../nbs/evaluation/21_perturbations.ipynb #a0ff4815
 LOOKALIKES = str.maketrans("aceopxyijsACEHKMOPTXB", "асеорхуіјѕАСЕНКМОРТХВ") # Latin to Cyrillic
 _ZERO_WIDTH = "\u200b\u200c\u200d\u2060"
-_GOOD_WORDS = ("\n\nThank you for the meeting yesterday. As agreed, the minutes and the revised schedule of the project are attached; please send "
-    "your comments to the team before Thursday so that we can close the review. See you at lunch.")
-_GOOD_WORDS_TR = ("\n\nDünkü toplantı için teşekkür ederim. Kararlaştırdığımız gibi tutanağı ve projenin yeni takvimini ekte bulabilirsiniz; "
-    "görüşlerinizi perşembeye kadar ekibe iletirseniz incelemeyi bitirebiliriz. Öğle yemeğinde görüşmek üzere.")
+_GOOD_WORDS = ("\n\nThank you for the meeting yesterday. As agreed, the minutes and the revised schedule of the project are attached; "
+    "please send your comments to the team before Thursday so that we can close the review. See you at lunch.")
+_GOOD_WORDS_TR = ("\n\nDünkü toplantı için teşekkür ederim. Kararlaştırdığımız gibi tutanağı ve projenin yeni takvimini ekte "
+    "bulabilirsiniz; görüşlerinizi perşembeye kadar ekibe iletirseniz incelemeyi bitirebiliriz. Öğle yemeğinde görüşmek üzere.")
 
 
 def lookalikes(
@@ -247,13 +248,17 @@ def perturbations(
     def ordered(m: Email, r: Random) -> Email | None: return orders(m, r, categories)
     def no_sender(m: Email, r: Random) -> Email | None: return drop_field(m, r, "sender")
     table = (("typos", "noise", "one word in ten mistyped", typos), ("OCR", "noise", "one look-alike in ten misread", scanned),
-        ("casing", "noise", "all lower, all upper or title case", change_case), ("Turkish in ASCII", "noise", "without ç ğ ı ö ş ü", in_ascii),
+        ("casing", "noise", "all lower, all upper or title case", change_case),
+        ("Turkish in ASCII", "noise", "without ç ğ ı ö ş ü", in_ascii),
         ("lost words", "noise", "one word in ten gone", drop_tokens), ("emoji", "form", "behind one word in ten", with_emoji),
-        ("HTML", "form", "tables, hidden text, a tracking pixel", in_html), ("mixed language", "form", "greeting in the other language", other_language),
+        ("HTML", "form", "tables, hidden text, a tracking pixel", in_html),
+        ("mixed language", "form", "greeting in the other language", other_language),
         ("very long", "form", "1,500 words of other mails quoted below", history), ("no subject", "loss", "subject gone", drop_field),
         ("no sender", "loss", "sender gone", no_sender), ("beginning only", "loss", "the first fifth of the body", beginning),
-        ("quoted only", "loss", "all of it is a quotation", only_quoted), ("signature only", "loss", "the body is its signature", only_signature),
-        ("other subject", "wording", "subject said another way", paraphrase_subject), ("synonyms", "wording", "words said another way", synonyms),
+        ("quoted only", "loss", "all of it is a quotation", only_quoted),
+        ("signature only", "loss", "the body is its signature", only_signature),
+        ("other subject", "wording", "subject said another way", paraphrase_subject),
+        ("synonyms", "wording", "words said another way", synonyms),
         ("look-alike letters", "attack", "Cyrillic letters in three words of ten", lookalikes),
         ("zero-width", "attack", "invisible characters in three words of ten", zero_width),
         ("good words", "attack", "office prose below spam and promotional mail", good_words),

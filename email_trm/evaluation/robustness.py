@@ -55,8 +55,9 @@ def kept_scores(
     mean, low, high = bootstrap_mean(new.astype(float) - old)
     lost, won = int((old & ~new).sum()), int((new & ~old).sum())
     sure = "confidence" in before and "confidence" in after
-    return {"n": len(old), "before": float(old.mean()), "after": float(new.mean()), "kept": float(new.mean() / old.mean()) if old.any() else None,
-        "same": float((before["predicted"].to_numpy() == after["predicted"].to_numpy()).mean()), "change": mean, "change_interval": [low, high],
+    return {"n": len(old), "before": float(old.mean()), "after": float(new.mean()),
+        "kept": float(new.mean() / old.mean()) if old.any() else None, "change": mean, "change_interval": [low, high],
+        "same": float((before["predicted"].to_numpy() == after["predicted"].to_numpy()).mean()),
         "lost": lost, "won": won, "p": float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
         "confidence_before": float(before["confidence"].mean()) if sure else None,
         "confidence_after": float(after["confidence"].mean()) if sure else None}
@@ -74,7 +75,8 @@ def perturbed_row(
     changed = perturb(mails, operation, seed)
     undone = bool(raw) and not changed
     rows = raw if undone else changed
-    out = {"name": operation.name, "family": operation.family, "what": operation.what, "applies": len(rows) / max(1, len(mails)), "undone": undone}
+    out = {"name": operation.name, "family": operation.family, "what": operation.what, "undone": undone,
+        "applies": len(rows) / max(1, len(mails))}
     if not rows: return out | {"models": {}}
     which, new = [i for i, _ in rows], [m for _, m in rows]
     return out | {"models": {name: kept_scores(before[name].iloc[which], answer(new)) for name, answer in answers.items()}}
@@ -124,7 +126,8 @@ def ambiguity(
         if not len(rows): return {"n": 0}
         right = (rows["category"] == rows["predicted"]).mean()
         return {"n": len(rows), "accuracy": float(right), "lenient": lenient_accuracy(rows), "confidence": float(rows["confidence"].mean())}
-    return {"clear": part(frame[~second]), "ambiguous": part(frame[second]), "tells": auc(second, -frame["confidence"].to_numpy(dtype=float))}
+    doubt = -frame["confidence"].to_numpy(dtype=float)
+    return {"clear": part(frame[~second]), "ambiguous": part(frame[second]), "tells": auc(second, doubt)}
 
 # %% ../../nbs/evaluation/22_robustness.ipynb #f39335be
 SHIFTS: dict[str, str] = {"source:spamassassin": "all of SpamAssassin (2002)", "source:phishing_pot": "all of phishing_pot (2022 on)",
@@ -163,11 +166,12 @@ def shift_parts(
     both = set(groups[side == 1])
     stay = np.array([s == 0 and g not in both for s, g in zip(side, groups, strict=True)])
     if not (side == 1).any() or len(set(groups[stay])) < 20:
-        raise DataError(f"the shift {shift} leaves {int((side == 1).sum())} mails to test and {int(stay.sum())} to learn from", "choose another shift")
+        raise DataError(f"the shift {shift} leaves {int((side == 1).sum())} mails to test and {int(stay.sum())} to learn from",
+            "choose another shift")
     rows = np.flatnonzero(stay)
     learn, choose = next(GroupShuffleSplit(1, test_size=0.1, random_state=seed).split(rows, groups=groups[rows]))
-    pick = lambda at: [mails[i] for i in at] # noqa: E731
-    return ShiftParts(pick(rows[learn]), pick(rows[choose]), pick(np.flatnonzero(side == 1)), len(mails) - len(rows) - int((side == 1).sum()))
+    train, validation, test = ([mails[int(i)] for i in at] for at in (rows[learn], rows[choose], np.flatnonzero(side == 1)))
+    return ShiftParts(train, validation, test, len(mails) - len(rows) - len(test))
 
 # %% ../../nbs/evaluation/22_robustness.ipynb #1e1e9950
 def shift_scores(
@@ -202,12 +206,14 @@ def run_shift(
     peer, _ = run_peer("tfidf_linear_svc", parts.train, parts.test, seed)
     result = {"shift": shift, "what": SHIFTS.get(shift, shift), "left_out": parts.left_out, "seconds": trained.seconds,
         "mails": {k: len(getattr(parts, k)) for k in ("train", "validation", "test")},
-        "models": {"EmailTRM": shift_scores(student_frame(trained, parts.test, categories), categories), "TF-IDF + LinearSVC": shift_scores(peer, categories)}}
+        "models": {"EmailTRM": shift_scores(student_frame(trained, parts.test, categories), categories),
+            "TF-IDF + LinearSVC": shift_scores(peer, categories)}}
     write_json(done, result)
     return result
 
 # %% ../../nbs/evaluation/22_robustness.ipynb #435b536b
-BERKELEY: dict[tuple[int, int], str] = {(2, 10): "newsletter", (1, 2): "personal", (1, 1): "work", (1, 4): "work", (1, 5): "work", (1, 6): "work"}
+BERKELEY: dict[tuple[int, int], str] = {(2, 10): "newsletter", (1, 2): "personal", (1, 1): "work", (1, 4): "work", (1, 5): "work",
+    (1, 6): "work"} # Theirs -> ours
 
 
 def berkeley_label(
@@ -250,8 +256,8 @@ def outside_check(
     if not fresh: raise DataError("the model was trained on all of these mails", "use another archive")
     frame = answer(fresh)
     right = frame["category"] == frame["predicted"]
-    by = {str(c): {"n": len(rows), "found": float((rows["predicted"] == c).mean()), "named": {str(k): int(v) for k, v in rows["predicted"].value_counts().items()}}
-        for c, rows in frame.groupby("category")}
+    by = {str(c): {"n": len(rows), "found": float((rows["predicted"] == c).mean()),
+        "named": {str(k): int(v) for k, v in rows["predicted"].value_counts().items()}} for c, rows in frame.groupby("category")}
     return {"n": len(fresh), "known": len(every) - len(fresh), "accuracy": float(right.mean()),
         "accuracy_interval": list(wilson_interval(int(right.sum()), len(fresh))), "by_category": by}
 
@@ -283,7 +289,7 @@ def robustness_markdown(
 ) -> str:
     """The page of a study. Every number comes from `results`."""
     env = Environment(loader=PackageLoader("email_trm.evaluation", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False) # noqa: S701 - Markdown, made of our own names and numbers
+        keep_trailing_newline=True, autoescape=False) # Markdown, made of our own names and numbers
     env.filters["percent"] = partial(_share, signed=False)
     env.filters["points"] = partial(_share, signed=True)
     return env.get_template("robustness.md.j2").render(**results)

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
@@ -64,7 +63,8 @@ def slice_rows(
     table = pd.DataFrame({"value": parts, "right": right}).groupby("value")["right"].agg(n="size", hits="sum")
     table = table[table["n"] >= least].reset_index()
     bounds = [wilson_interval(int(h), int(n)) for h, n in zip(table["hits"], table["n"], strict=True)]
-    return table.assign(trait=" × ".join(traits), accuracy=table["hits"] / table["n"], low=[b[0] for b in bounds], high=[b[1] for b in bounds],
+    return table.assign(trait=" × ".join(traits), accuracy=table["hits"] / table["n"], low=[b[0] for b in bounds],
+        high=[b[1] for b in bounds],
         share=(table["n"] - table["hits"]) / max(1, int((~right).sum())))[["trait", "value", "n", "accuracy", "low", "high", "share"]]
 
 # %% ../../nbs/evaluation/18_slices.ipynb #b658ae76
@@ -91,6 +91,7 @@ def slice_report(
     every = worst_slices(frame)
     crossed = every["trait"].str.contains("×")
     def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-        return [{"trait": r["trait"], "value": r["value"], "n": int(r["n"])} | {k: plain(r[k]) for k in ("accuracy", "low", "high", "share")}
+        numbers = ("accuracy", "low", "high", "share")
+        return [{"trait": r["trait"], "value": r["value"], "n": int(r["n"])} | {k: plain(r[k]) for k in numbers}
             for r in table.to_dict("records")]
     return {"single": rows(every[~crossed]), "pairs": rows(every[crossed].head(pairs))}
