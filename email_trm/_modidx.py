@@ -1359,6 +1359,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'email_trm/evaluation/reports.py'),
                                               'email_trm.evaluation.reports.fixed': ( 'evaluation/reports.html#fixed',
                                                                                       'email_trm/evaluation/reports.py'),
+                                              'email_trm.evaluation.reports.gates_met': ( 'evaluation/reports.html#gates_met',
+                                                                                          'email_trm/evaluation/reports.py'),
                                               'email_trm.evaluation.reports.moment': ( 'evaluation/reports.html#moment',
                                                                                        'email_trm/evaluation/reports.py'),
                                               'email_trm.evaluation.reports.page_context': ( 'evaluation/reports.html#page_context',

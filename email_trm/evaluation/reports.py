@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['OURS', 'LABELS', 'COLUMNS', 'MEANINGS', 'CAPTIONS', 'LANGUAGES', 'fixed', 'bare_percent', 'percent', 'signed_points',
            'duration', 'count', 'moment', 'show', 'splits_of', 'results_table', 'best_value', 'comparison_rows', 'side',
-           'distance_sentences', 'category_counts', 'report_environment', 'page_context', 'render_report',
+           'distance_sentences', 'category_counts', 'report_environment', 'gates_met', 'page_context', 'render_report',
            'write_report']
 
 # %% ../../nbs/evaluation/02_reports.ipynb #63728956
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,14 @@ def report_environment() -> Environment:
     env.filters.update(fixed=fixed, percent=percent, bare_percent=bare_percent, duration=duration, count=count, moment=moment, show=show)
     return env
 
+# %% ../../nbs/evaluation/02_reports.ipynb #a027081a
+def gates_met(
+    rows: Sequence[Mapping[str, Any]], # From `evaluation.gates.gate_rows`
+) -> str: # One sentence
+    """How many of the gates with enough mail are met."""
+    judged = [r for r in rows if r["judged"]]
+    return f"{sum(r['passed'] for r in judged)} of {len(judged)} gates are met."
+
 # %% ../../nbs/evaluation/02_reports.ipynb #3ea9ead5
 def page_context(
     metrics: Mapping[str, Any], # The metrics of a run
@@ -232,6 +240,7 @@ def page_context(
         "skipped": skipped, "origin": origin, "details": details,
         "columns": COLUMNS, "comparison": {s: comparison_rows(metrics, s) for s in splits},
         "distances": distance_sentences(metrics), **category_counts(metrics),
+        "gates": metrics.get("gates") or {}, "slices": metrics.get("slices") or {}, "gates_met": gates_met,
         "meanings": MEANINGS, "captions": CAPTIONS, "languages": LANGUAGES,
         "names": lambda s: list(dict.fromkeys([*metrics.get("categories", ()), *(s.get("per_category") or {})]))}
 
