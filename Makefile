@@ -34,7 +34,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages clean
+.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-categories evidence-robustness pages evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -128,9 +128,28 @@ hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
 	@git config --local merge.ours.driver true
 	@echo "Hooks are set in this clone's git configuration."
 
-evidence: $(CORE) $(if $(WARM),$(TEACHER)) ## Make the committed report again from real mail: SOURCE=../shared/data/emails.jsonl.gz
-	@test -n "$$SOURCE" || { echo "evidence needs real mail.  What to do: make evidence SOURCE=../shared/data/emails.jsonl.gz"; exit 2; }
-	@$(BIN)/email-trm run --source "$$SOURCE" --profile "$${PROFILE:-quick}" --seed "$${SEED:-0}" $${WARM:+--warm-start "$$WARM"} --output reports/categories --overwrite
+evidence: $(DEV) $(TEACHER) $(RL) ## Make every committed report again, in order, and say what changed (a day; goes on where it stopped; ONLY=data,import chooses)
+	@$(BIN)/python docs/evidence.py $${ONLY:+--only "$$ONLY"}
+
+evidence-categories: $(TEACHER) ## Make reports/categories again from real mail (40 minutes)
+	@$(BIN)/email-trm run --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --split "$${SPLIT:-both}" --profile "$${PROFILE:-quick}" \
+	  --seed "$${SEED:-0}" --warm-start "$${WARM:-minilm}" --output reports/categories --overwrite
+
+# The model whose robustness is measured: the group split's.
+build/evidence/robustness-run/metrics.json: | $(TEACHER)
+	@$(KEEP) $(BIN)/email-trm run --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --split group --profile quick --seed "$${SEED:-0}" \
+	  --warm-start minilm --output build/evidence/robustness-run
+
+evidence-robustness: $(TEACHER) build/evidence/robustness-run/metrics.json ## Make reports/robustness again: disturbed mail, other times, other judges (an hour and a half; goes on where it stopped)
+	@$(KEEP) $(BIN)/papermill nbs/pipelines/robustness.ipynb build/evidence/robustness.ipynb \
+	  -p source "$${SOURCE:-../shared/data/emails.jsonl.gz}" -p run build/evidence/robustness-run -p seed "$${SEED:-0}" \
+	  -p shifts "$${SHIFTS:-source:spamassassin,source:phishing_pot,since:2010}" \
+	  -p outside "$${OUTSIDE:-../shared/data/berkeley-categories.tar.xz}" -p work build/evidence/robustness -p output reports/robustness
+	@$(BIN)/python -m email_trm.evaluation.pages reports/robustness
+
+pages: $(CORE) ## Write report.html of every folder in reports/ from its numbers, and the index of all runs
+	@$(BIN)/python -m email_trm.evaluation.pages --all reports
+	@$(BIN)/email-trm index reports
 
 evidence-data: $(DEV) ## Make reports/data again from real mail (3 minutes)
 	@$(BIN)/email-trm data report "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/data --overwrite

@@ -983,6 +983,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'email_trm/evaluation/pages.py'),
                                             'email_trm.evaluation.pages.reliability_headline': ( 'evaluation/pages.html#reliability_headline',
                                                                                                  'email_trm/evaluation/pages.py'),
+                                            'email_trm.evaluation.pages.robustness_headline': ( 'evaluation/pages.html#robustness_headline',
+                                                                                                'email_trm/evaluation/pages.py'),
                                             'email_trm.evaluation.pages.spread': ( 'evaluation/pages.html#spread',
                                                                                    'email_trm/evaluation/pages.py'),
                                             'email_trm.evaluation.pages.stages_headline': ( 'evaluation/pages.html#stages_headline',

@@ -7,9 +7,9 @@ __all__ = ['NUMBER', 'FACTS', 'Headline', 'IMPORTERS', 'PAGES', 'read_markdown',
            'column_class', 'html_token', 'lower_range', 'dress_table', 'figure', 'place_pictures', 'lead_links', 'Body',
            'mark_heading', 'markdown_body', 'Tile', 'tone_of', 'find', 'provenance_of', 'meta_line', 'markdown_page',
            'spread', 'points_between', 'benchmark_headline', 'reliability_headline', 'students_headline',
-           'one_split_headline', 'augmentation_headline', 'explanations_headline', 'goal_tiles', 'actions_headline',
-           'stages_headline', 'import_markdown', 'import_headline', 'Page', 'pages_of', 'read_numbers', 'command_of',
-           'headline_of', 'write_page', 'has_own_page', 'write_pages', 'main']
+           'one_split_headline', 'augmentation_headline', 'robustness_headline', 'explanations_headline', 'goal_tiles',
+           'actions_headline', 'stages_headline', 'import_markdown', 'import_headline', 'Page', 'pages_of',
+           'read_numbers', 'command_of', 'headline_of', 'write_page', 'has_own_page', 'write_pages', 'main']
 
 # %% ../../nbs/evaluation/04_pages.ipynb #14ce7b8f
 import argparse
@@ -27,7 +27,7 @@ from markdown_it.token import Token
 
 from ..core.errors import ConfigError, DataError, exit_with_code
 from .plots import png_data_uri
-from .reports import count, duration, fixed, moment, report_environment, signed_points, write_report
+from .reports import count, duration, fixed, moment, percent, report_environment, signed_points, write_report
 
 # %% ../../nbs/evaluation/04_pages.ipynb #96ace2f3
 def read_markdown(
@@ -397,6 +397,24 @@ def augmentation_headline(
     return lead, [Tile(f"{len(gains)} of {len(usual)}", f"gain more than their spread (linear model, {seeds} seeds)"),
         *(Tile(signed_points(r["mean"]), label, tone_of(r["mean"] - r["spread"], r["mean"] + r["spread"])) for r, label in shown)]
 
+# %% ../../nbs/evaluation/04_pages.ipynb #d0ea577b
+def robustness_headline(
+    metrics: Mapping[str, Any], # Of reports/robustness
+) -> Headline:
+    """What disturbance and distance cost EmailTRM, and the peer beside it."""
+    rows = [r for r in metrics["perturbations"] if r["models"]]
+    ours, peer = list(rows[0]["models"])[:2]
+    worst = min(rows, key=lambda r: r["models"][ours]["change"])
+    firm = sum(r["models"][ours]["change"] > -0.02 for r in rows)
+    lead = (f"{ours} loses less than two points of accuracy to {firm} of {len(rows)} ways to disturb a mail, and most to "
+        f"\"{worst['name']}\": from {percent(worst['models'][ours]['before'])} to {percent(worst['models'][ours]['after'])}.")
+    tiles = [Tile(f"{firm} of {len(rows)}", f"disturbances that cost {ours} less than two points"),
+        Tile(f"{sum(r['models'][peer]['change'] > -0.02 for r in rows)} of {len(rows)}", f"that cost {peer} less than two points")]
+    for shift in metrics["shifts"][:2]:
+        mine, other = shift["models"][ours]["accuracy"], shift["models"][peer]["accuracy"]
+        tiles.append(Tile(percent(mine), f"accuracy on {shift['what']}, held out of training; {percent(other)} for {peer}"))
+    return lead, tiles
+
 # %% ../../nbs/evaluation/04_pages.ipynb #129767c6
 def explanations_headline(
     metrics: Mapping[str, Any], # Of reports/explanations
@@ -513,6 +531,7 @@ PAGES: dict[str, tuple[Page, ...]] = { # Name of a folder -> its pages
     "owner": (Page(command="make evidence-owner"),),
     "reasoning": (Page(command="make evidence-reasoning"),),
     "reliability": (Page(reliability_headline, "make evidence-reliability"),),
+    "robustness": (Page(robustness_headline, "make evidence-robustness"),),
     "search": (Page(command="make evidence-search"),),
     "split": (Page(one_split_headline, "make evidence-teacher evidence-students SEED={seed}"),),
     "students": (Page(students_headline, "make evidence-teacher evidence-students SEED={seed}"),)}
