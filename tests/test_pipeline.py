@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from email_trm.evaluation.gates import gate_rows, judge
 from email_trm.mail.message import Email, email_to_dict
 from email_trm.mail.sample import sample_mailbox, write_sample
 from email_trm.serving.classifier import EmailClassifier
@@ -45,6 +46,16 @@ def run(folder: Path) -> Path:
     assert "EmailTRM" in out and "TF-IDF + LinearSVC" in out and out.rstrip().endswith("report.html")
     assert "SYNTHETIC" in out
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def held_out(folder: Path, run: Path) -> str:
+    """The test mails of the run's model, as a file."""
+    splits = pd.read_parquet(run / "splits.parquet")
+    ids = set(splits[(splits["split"] == "random") & (splits["part"] == "test")]["id"])
+    mails = [m for m in sample_mailbox(300) if m.id in ids]
+    (folder / "test.jsonl").write_text("\n".join(json.dumps(email_to_dict(m)) for m in mails), encoding="utf-8")
+    return "test.jsonl"
 
 
 def test_run_folder_is_complete(run: Path) -> None:
@@ -137,17 +148,51 @@ def test_prediction_does_not_depend_on_company(run: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_evaluate_agrees_with_the_run(folder: Path, run: Path) -> None:
+def test_evaluate_agrees_with_the_run(folder: Path, run: Path, held_out: str) -> None:
     """The command's scores on the test mails are the run's scores."""
-    splits = pd.read_parquet(run / "splits.parquet")
-    ids = set(splits[(splits["split"] == "random") & (splits["part"] == "test")]["id"])
-    held_out = [m for m in sample_mailbox(300) if m.id in ids]
-    (folder / "test.jsonl").write_text("\n".join(json.dumps(email_to_dict(m)) for m in held_out), encoding="utf-8")
-    done = email_trm("evaluate", "test.jsonl", "--model", "run", "--output", "scores.json", cwd=folder)
+    done = email_trm("evaluate", held_out, "--model", "run", "--output", "scores.json", cwd=folder)
     assert done.returncode == 0, done.stderr.decode()
     scores, metrics = (json.loads((folder / p).read_text(encoding="utf-8")) for p in ("scores.json", "run/metrics.json"))
     expected = metrics["models"]["EmailTRM"]["random"]
     assert {k: scores[k] for k in ("n", "accuracy", "macro_f1")} == {k: expected[k] for k in ("n", "accuracy", "macro_f1")}
+
+
+def test_gates_of_a_run_are_those_of_its_predictions(run: Path) -> None:
+    """Page, file and function say the same: the gates are worked out again from predictions.parquet."""
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    frames = pd.read_parquet(run / "predictions.parquet")
+    for split in ("random", "group"):
+        frame = frames[frames["split"] == split].drop(columns="split").reset_index(drop=True)
+        assert gate_rows(judge(frame, metrics["categories"])) == metrics["gates"][split]
+        assert metrics["slices"][split]["single"][0]["high"] <= metrics["slices"][split]["single"][-1]["high"]
+        assert set(frame["known"]) == ({"new"} if split == "group" else {"new", "known"})
+    page, card = (run / "report.html").read_text(encoding="utf-8"), (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "missed" in page and 'class="failed"' in page
+    assert "SYNTHETIC" in card and f"{100 * metrics['models']['EmailTRM']['random']['accuracy']:.1f}" in card
+
+
+def test_a_missed_gate_has_exit_code_3(folder: Path, held_out: str) -> None:
+    """And one that is met has 0. The scores are written in both cases."""
+    easy = [a for kind in ("accuracy", "category", "language", "source") for a in ("--aim", f"{kind}=0")]
+    for aims, code in ((["--aim", "accuracy=1.0"], 3), ([*easy, "--aim", "ece=1"], 0)):
+        done = email_trm("evaluate", held_out, "--model", "run", "--gate", *aims, "--output", "gated.json", cwd=folder)
+        assert done.returncode == code, done.stderr.decode()
+        assert json.loads((folder / "gated.json").read_text(encoding="utf-8"))["gates"]
+        (folder / "gated.json").unlink()
+    assert email_trm("evaluate", held_out, "--model", "run", "--aim", "accuracy=95", cwd=folder).returncode == 2
+
+
+def test_robustness_of_the_run(folder: Path, held_out: str, repo: Path) -> None:
+    """The study reads a run folder, keeps what is done, and refuses mail that is not the run's."""
+    write = ["-p", "work", "w", "-p", "output", "firm", "-p", "mails", "30"]
+    papermill = [sys.executable, "-m", "papermill", str(repo / "nbs" / "pipelines" / "robustness.ipynb"), "out.ipynb"]
+    done = subprocess.run([*papermill, "-p", "source", "mail.jsonl", "-p", "run", "run", *write], cwd=folder, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    found = json.loads((folder / "firm" / "metrics.json").read_text(encoding="utf-8"))
+    assert found["synthetic"] and found["mails"] == 30 and len(found["perturbations"]) == 20
+    assert "SYNTHETIC" in (folder / "firm" / "README.md").read_text(encoding="utf-8")
+    other = subprocess.run([*papermill, "-p", "source", held_out, "-p", "run", "run", *write], cwd=folder, capture_output=True)
+    assert other.returncode != 0 and b"not the mail that the run was made from" in other.stderr
 
 
 # These need no finished run, so another worker can take them meanwhile.
