@@ -86,17 +86,20 @@ run: $(CORE) $(if $(WARM),$(TEACHER)) ## Train on SOURCE (default: the built-in 
 	[ -z "$$WARM" ] || set -- "$$@" --warm-start "$$WARM"; \
 	exec $(BIN)/email-trm run "$$@"
 
-test: $(DEV) ## Check everything: drift, lint, types, notebooks and tests, docs
+# The docs are built while drift, lint and types are checked: each takes one core.
+test: $(DEV) ## Check everything: drift, lint, types, docs, notebooks and tests
 	@failed=; \
 	step() { name=$$1; shift; echo; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
+	work=$$(mktemp -d); ($(DO_docs) > $$work/log 2>&1; echo $$? > $$work/code) & \
 	step drift $(DO_drift); \
 	step lint $(DO_lint); \
 	step types $(DO_types); \
+	wait; docs() { cat $$work/log; return $$(cat $$work/code); }; \
+	step docs docs; rm -rf $$work; \
 	step pytest $(DO_pytest); \
-	step docs $(DO_docs); \
 	echo; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed. To repeat one: make NAME"; exit 1; fi; \
-	echo "All checks passed: drift, lint, types, pytest, docs."
+	echo "All checks passed: drift, lint, types, docs, pytest."
 
 drift: $(DEV) ## Are notebooks, modules and README in step?
 	@$(DO_drift)
