@@ -1131,6 +1131,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'email_trm/evaluation/perturbations.py'),
                                                     'email_trm.evaluation.perturbations.beginning': ( 'evaluation/perturbations.html#beginning',
                                                                                                       'email_trm/evaluation/perturbations.py'),
+                                                    'email_trm.evaluation.perturbations.cleaned': ( 'evaluation/perturbations.html#cleaned',
+                                                                                                    'email_trm/evaluation/perturbations.py'),
                                                     'email_trm.evaluation.perturbations.good_words': ( 'evaluation/perturbations.html#good_words',
                                                                                                        'email_trm/evaluation/perturbations.py'),
                                                     'email_trm.evaluation.perturbations.in_html': ( 'evaluation/perturbations.html#in_html',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MISREAD', 'LOOKALIKES', 'Perturbation', 'mistype', 'in_words', 'typos', 'misread', 'other_language', 'with_emoji',
            'in_html', 'with_history', 'beginning', 'only_quoted', 'only_signature', 'synonyms', 'lookalikes',
-           'zero_width', 'good_words', 'orders', 'perturbations', 'perturb']
+           'zero_width', 'good_words', 'orders', 'perturbations', 'cleaned', 'perturb']
 
 # %% ../../nbs/evaluation/21_perturbations.ipynb #59d12cce
 import html
@@ -265,6 +265,13 @@ def perturbations(
         ("orders", "attack", "told to answer another category", ordered))
     return [Perturbation(*row) for row in table]
 
+# %% ../../nbs/evaluation/21_perturbations.ipynb #821644c7
+def cleaned(
+    mail: Email, # Any mail
+) -> Email:
+    """The mail as the importer would have left it: charset mended, invisible characters gone."""
+    return replace(mail, subject=clean_text(repair_text(mail.subject)[0]), body=clean_text(repair_text(mail.body)[0]))
+
 # %% ../../nbs/evaluation/21_perturbations.ipynb #c990acb8
 def perturb(
     mails: Sequence[Email], # Labelled mails
@@ -272,11 +279,12 @@ def perturb(
     seed: int = 0, # Of all chance
     imported: bool = True, # Clean the text as the importer does
 ) -> list[tuple[int, Email]]: # Index of the mail, and the mail changed; those that are not changed are left out
-    """What an operation makes of the mails. Ids and labels stay."""
+    """What an operation makes of the mails. Ids and labels stay. What the importer's cleaning alone changes is no change."""
     out = []
-    for i, mail in enumerate(mails):
+    for i, raw in enumerate(mails):
+        mail = cleaned(raw) if imported else raw
         new = operation.apply(mail, random_of(seed, operation.name, mail.id))
         if new is None: continue
-        if imported: new = replace(new, subject=clean_text(repair_text(new.subject)[0]), body=clean_text(repair_text(new.body)[0]))
+        if imported: new = cleaned(new)
         if (new.subject, new.body, new.sender) != (mail.subject, mail.body, mail.sender): out.append((i, new))
     return out

@@ -113,7 +113,8 @@ def peer_answer(
     model = tfidf_linear_svc(seed).fit([mail_text(m) for m in train], [m.category for m in train])
     def answer(mails: Sequence[Email]) -> pd.DataFrame:
         said = model.predict([mail_text(m) for m in mails])
-        return pd.DataFrame({"id": [m.id for m in mails], "category": [m.category for m in mails], "predicted": said})
+        return pd.DataFrame({"id": [m.id for m in mails], "language": [m.language or "und" for m in mails],
+            "category": [m.category for m in mails], "predicted": said})
     return answer
 
 # %% ../../nbs/evaluation/22_robustness.ipynb #a8ce8b43
@@ -130,7 +131,7 @@ def ambiguity(
     return {"clear": part(frame[~second]), "ambiguous": part(frame[second]), "tells": auc(second, doubt)}
 
 # %% ../../nbs/evaluation/22_robustness.ipynb #f39335be
-SHIFTS: dict[str, str] = {"source:spamassassin": "all of SpamAssassin (2002)", "source:phishing_pot": "all of phishing_pot (2022 on)",
+SHIFTS: dict[str, str] = {"source:spamassassin": "all of SpamAssassin", "source:phishing_pot": "all of phishing_pot",
     "since:2010": "all mail from 2010 on"} # Name -> what is held out
 
 
@@ -200,7 +201,7 @@ def run_shift(
     parts = shift_parts(mails, shift, seed)
     made_from = fingerprint([*(f"{m.id}\t{m.category}" for m in mails), shift, profile, warm_start or "", str(seed)])
     folder = Path(work) / f"{shift.replace(':', '-')}-{made_from}"
-    if (done := folder / "result.json").exists(): return dict(json.loads(done.read_text(encoding="utf-8")))
+    if (done := folder / "result.json").exists(): return json.loads(done.read_text(encoding="utf-8")) | {"what": SHIFTS.get(shift, shift)}
     trained = train_categories(parts.train, parts.validation, categories, recipe(profile, len(parts.train), warm_start=warm_start),
         folder / "checkpoints", seed, f"without {shift}")
     peer, _ = run_peer("tfidf_linear_svc", parts.train, parts.test, seed)
