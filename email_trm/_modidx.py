@@ -867,6 +867,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'email_trm/evaluation/overview.py'),
                                                'email_trm.evaluation.overview.dig': ( 'evaluation/overview.html#dig',
                                                                                       'email_trm/evaluation/overview.py'),
+                                               'email_trm.evaluation.overview.firm': ( 'evaluation/overview.html#firm',
+                                                                                       'email_trm/evaluation/overview.py'),
                                                'email_trm.evaluation.overview.gates_passed': ( 'evaluation/overview.html#gates_passed',
                                                                                                'email_trm/evaluation/overview.py'),
                                                'email_trm.evaluation.overview.how_many': ( 'evaluation/overview.html#how_many',
