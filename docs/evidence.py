@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from email_trm.core.runs import write_json
-from email_trm.evaluation.pages import pages_of, write_pages
+from email_trm.evaluation.pages import has_own_page, pages_of, write_pages
 from email_trm.evaluation.reports import results_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +58,12 @@ def changes(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]])
     return lines
 
 
+def finish(folder: Path) -> None:
+    """Write the pages of a report, unless its run wrote its own."""
+    if not has_own_page(folder):
+        write_pages(folder)
+
+
 def main() -> int:
     """Run what is not done yet. 0 if everything was made, 1 if a target failed (the others are still tried)."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -81,7 +87,7 @@ def main() -> int:
         if any(subprocess.run(["make", *target], cwd=ROOT).returncode for target in targets):
             failed.append(name)
             continue
-        write_pages(ROOT / "reports" / name)
+        finish(ROOT / "reports" / name)
         (DONE / name).touch()
     lines = changes(json.loads(BEFORE.read_text(encoding="utf-8")), headlines(ROOT / "reports"))
     print("\n".join(["", f"{len(lines)} headline numbers changed:", *lines]) if lines else "\nNo headline number changed.")

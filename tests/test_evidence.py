@@ -1,6 +1,7 @@
 """`make evidence`: every committed report has a target that makes it, and what changed is said."""
 import json
 import re
+import shutil
 from pathlib import Path
 
 import evidence
@@ -25,3 +26,12 @@ def test_changes_are_named(repo: Path) -> None:
     assert before["categories"][label] == f"{row['accuracy']:.3f}"
     after = before | {"categories": before["categories"] | {label: "0.999"}, "new": {"macro-F1": "0.5"}}
     assert evidence.changes(before, after) == [f"categories: {label}: {row['accuracy']:.3f} -> 0.999", "new: macro-F1: nothing -> 0.5"]
+
+
+def test_pages_are_written_where_a_run_wrote_none(repo: Path, tmp_path: Path) -> None:
+    for name in ("data", "benchmark"):
+        folder = shutil.copytree(repo / "reports" / name, tmp_path / name)
+        (folder / "report.html").write_text("old", encoding="utf-8")
+        evidence.finish(folder)
+    assert (tmp_path / "data" / "report.html").read_text(encoding="utf-8") == "old"
+    assert (tmp_path / "benchmark" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
