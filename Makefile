@@ -131,7 +131,7 @@ hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
 	@git config --local merge.ours.driver true
 	@echo "Hooks are set in this clone's git configuration."
 
-evidence: $(CORE) ## Make every committed report again, in order, and say what changed (a day; goes on where it stopped; ONLY=data,import chooses)
+evidence: $(CORE) ## Make every committed report again, in order, and say what changed (many hours; goes on where it stopped; ONLY=data,import chooses)
 	@$(BIN)/python docs/evidence.py $${ONLY:+--only "$$ONLY"}
 
 evidence-categories: $(TEACHER) ## Make reports/categories again from real mail (40 minutes)

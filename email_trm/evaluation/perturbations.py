@@ -31,7 +31,7 @@ from ..mail.zones import split_zones
 # %% ../../nbs/evaluation/21_perturbations.ipynb #5590e544
 @dataclass(frozen=True)
 class Perturbation:
-    """A change that a careful reader would not mind."""
+    """A change that leaves the label as it is, as far as its maker can tell."""
 
     name: str # Short, for tables
     family: str # "noise", "form", "loss", "wording" or "attack"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OURS', 'LABELS', 'COLUMNS', 'MEANINGS', 'CAPTIONS', 'LANGUAGES', 'fixed', 'bare_percent', 'percent', 'signed_points',
            'duration', 'count', 'moment', 'show', 'splits_of', 'results_table', 'best_value', 'comparison_rows', 'side',
-           'distance_sentences', 'category_counts', 'report_environment', 'gates_met', 'page_context', 'render_report',
-           'write_report']
+           'distance_sentences', 'category_counts', 'report_environment', 'markdown_environment', 'gates_met',
+           'page_context', 'render_report', 'write_report']
 
 # %% ../../nbs/evaluation/02_reports.ipynb #63728956
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, Undefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from ..core.runs import atomic_write
 from .plots import png_data_uri
@@ -212,6 +212,14 @@ def report_environment() -> Environment:
     """Jinja set up for the report: the package's templates, autoescape on."""
     env = Environment(loader=PackageLoader("email_trm.evaluation", "."), autoescape=True, trim_blocks=False)
     env.filters.update(fixed=fixed, percent=percent, bare_percent=bare_percent, duration=duration, count=count, moment=moment, show=show)
+    return env
+
+# %% ../../nbs/evaluation/02_reports.ipynb #5deb6b28
+def markdown_environment() -> Environment:
+    """Jinja for Markdown pages: the package's templates, the same filters, and every gap is an error."""
+    env = report_environment().overlay(autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True)
+    env.filters["points"] = signed_points
     return env
 
 # %% ../../nbs/evaluation/02_reports.ipynb #a027081a

@@ -13,13 +13,11 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -35,6 +33,7 @@ from .explanations import bootstrap_mean
 from .metrics import auc, coverage_at, ece_of, lenient_accuracy, macro_f1, wilson_interval
 from .perturbations import Perturbation, perturb
 from .plots import BLUE, MUTED, ORANGE, new_figure, tidy
+from .reports import markdown_environment
 from .students import student_frame
 from ..mail.message import Email, email_from_bytes
 from ..training.trainer import recipe, train_categories
@@ -284,21 +283,12 @@ def plot_kept(
     fig.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=11)
     return fig
 
-# %% ../../nbs/evaluation/22_robustness.ipynb #1e5ed8d4
+# %% ../../nbs/evaluation/22_robustness.ipynb #37c42101
 def robustness_markdown(
     results: Mapping[str, Any], # What goes into metrics.json
 ) -> str:
     """The page of a study. Every number comes from `results`."""
-    env = Environment(loader=PackageLoader("email_trm.evaluation", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False) # Markdown, made of our own names and numbers
-    env.filters["percent"] = partial(_share, signed=False)
-    env.filters["points"] = partial(_share, signed=True)
-    return env.get_template("robustness.md.j2").render(**results)
-
-# %% ../../nbs/evaluation/22_robustness.ipynb #b1584d12
-def _share(value: float | None, signed: bool) -> str: # "78.9 %", "+1.2" or "-"
-    if value is None: return "-"
-    return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f} %"
+    return markdown_environment().get_template("robustness.md.j2").render(**results)
 
 # %% ../../nbs/evaluation/22_robustness.ipynb #6ce99a82
 def write_robustness(
