@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'MEGABYTES', 'PATIENCE', 'IN_FLIGHT', 'IN_FLIGHT_BYTES', 'Item', 'parse_json', 'parse_item', 'work',
-           'WorkerDied', 'Worker', 'parse_items']
+           'WorkerDied', 'Worker', 'parse_items', 'Parser']
 
 # %% ../../nbs/mail/05_guard.ipynb #799719ba
 import contextlib
@@ -304,3 +304,24 @@ def parse_items(
             while len(line.items) > IN_FLIGHT or line.size > IN_FLIGHT_BYTES: yield line.pop()
         while line.items: yield line.pop()
     finally: line.close()
+
+# %% ../../nbs/mail/05_guard.ipynb #d831cad5
+class Parser:
+    """Parses single messages in a process that may be killed, and replaces the process when it was. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self.line, self.lock = _Line(1), threading.Lock()
+
+    def parse(self,
+        raw: bytes, # A message (RFC 5322)
+    ) -> Email:
+        """The mail in `raw`. Raises `RecordError` for whatever `parse_items` would refuse."""
+        with self.lock:
+            self.line.push(Item("message", raw))
+            answer = self.line.pop()
+        if isinstance(answer, RecordError): raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        with self.lock: self.line.close()
