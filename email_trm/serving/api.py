@@ -7,7 +7,7 @@ __all__ = ['Scope', 'Receive', 'Send', 'ASGI', 'OPEN', 'SHORT', 'REFUSALS', 'rou
            'ServeSettings', 'Meters', 'refusal', 'header', 'host_of', 'stranger', 'read_body', 'turned_away',
            'fault_place', 'Gatekeeper', 'Service', 'action_records', 'status_of', 'on_errors', 'service_of', 'classify',
            'classify_raw', 'explain', 'actions', 'model', 'reload', 'rollback', 'healthz', 'readyz', 'metrics',
-           'page_file', 'page', 'page_css', 'page_js', 'wake_up', 'create_app', 'open_socket', 'serve']
+           'page_file', 'page', 'page_css', 'page_js', 'wake_up', 'create_app', 'open_socket', 'quiet_end', 'serve']
 
 # %% ../../nbs/serving/09_api.ipynb #14f53c6a
 import asyncio
@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -369,8 +369,8 @@ _WORDS = {400: "Not JSON", 401: "The key is missing", 403: "A foreign host or pa
     413: "Too large", 415: "Not this content type", 422: "Not as the schema says", 429: "Too busy: see Retry-After", 503: "Not ready"}
 REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Problem, "description": words} for status, words in _WORDS.items()}
 router = APIRouter()
-_key = HTTPBearer(auto_error=False, description="Only if the service was started with EMAIL_TRM_API_KEY. The gatekeeper checks it.")
-closed = APIRouter(dependencies=[Security(_key)]) # Routes that need the key, if there is one
+closed = APIRouter() # Routes that need the key, if there is one
+_key = HTTPBearer(auto_error=False, description="The key in EMAIL_TRM_API_KEY. The gatekeeper checks it.")
 
 # %% ../../nbs/serving/09_api.ipynb #b6045efe
 async def service_of(request: Request) -> Service:
@@ -531,7 +531,7 @@ def create_app(
         docs_url=None, redoc_url=None, lifespan=lifespan, separate_input_output_schemas=False)
     on_errors(app, meters)
     app.include_router(router)
-    app.include_router(closed)
+    app.include_router(closed, dependencies=[Security(_key)] if settings.api_key else [])
     app.add_middleware(Gatekeeper, settings=settings, meters=meters)
     return app
 
@@ -545,6 +545,17 @@ def open_socket(
     except OSError as error:
         raise ConfigError(f"{host} port {port} cannot be listened at ({type(error).__name__}: {error.strerror})",
             "another program may use it: try --port 0") from None
+
+# %% ../../nbs/serving/09_api.ipynb #3a6087a7
+@contextlib.contextmanager
+def quiet_end() -> Iterator[None]:
+    """Let the second `SIGTERM` pass. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/serving/09_api.ipynb #d67cbab7
 def serve(
@@ -562,5 +573,5 @@ def serve(
         timeout_graceful_shutdown=math.ceil(settings.timeout)))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     told(f"EmailTRM answers at http://{host}:{place.getsockname()[1]} (Ctrl-C ends it)")
-    with contextlib.suppress(KeyboardInterrupt): server.run(sockets=[place])
+    with contextlib.suppress(KeyboardInterrupt), quiet_end(): server.run(sockets=[place])
     if failures: raise failures[0]
