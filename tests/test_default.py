@@ -8,7 +8,7 @@ from safetensors import safe_open
 from email_trm import EmailClassifier
 from email_trm.data.schema import CATEGORIES
 from email_trm.data.tokens import SPECIAL
-from email_trm.serving.classifier import default_folder
+from email_trm.serving.bundle import default_folder
 from email_trm.serving.default import LARGEST, quoted_results
 
 REPORT = Path(__file__).resolve().parent.parent / "reports/benchmark/metrics.json"

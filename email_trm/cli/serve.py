@@ -18,11 +18,14 @@ from ..core.errors import ConfigError
 # %% ../../nbs/cli/06_serve.ipynb #43da7565
 KEY_VARIABLE = "EMAIL_TRM_API_KEY" # Environment variable that holds the key
 SERVE_EXAMPLES = examples("email-trm serve", "email-trm serve --model my-run --feedback corrections",
-    f"{KEY_VARIABLE}=... email-trm serve --host 0.0.0.0 --port 9000", "email-trm serve --model my-run --shadow candidate --shadow-share 0.1")
+    f"{KEY_VARIABLE}=... email-trm serve --host 0.0.0.0 --port 9000",
+    "email-trm serve --model my-run --shadow candidate --shadow-share 0.1")
 
 # %% ../../nbs/cli/06_serve.ipynb #82289bac
 def serve(
     model: Annotated[Path | None, typer.Option(help="Bundle, model or run folder; the model in the box if left out.")] = None,
+    engine: Annotated[str, typer.Option(help="torch; or onnx or int8, if the bundle holds that graph.")] = "torch",
+    halt: Annotated[float | None, typer.Option(help="Read no further from this probability of being right.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at. Any other than this machine's own needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port; 0 lets the system choose.")] = 8000,
     feedback: Annotated[Path | None, typer.Option(help="Folder for corrections, with their mail. Left out: none are taken.")] = None,
@@ -32,7 +35,7 @@ def serve(
     queue: Annotated[int, typer.Option(help="Mails that may wait; beyond, clients are told to come back.")] = 4096,
     workers: Annotated[int, typer.Option(help="Batches computed at the same time.")] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds for a request to arrive, and for its answer.")] = 60.0,
-    log: Annotated[str, typer.Option(help="DEBUG logs each request's route, status and time; INFO models only; also WARNING, ERROR.")] = "INFO",
+    log: Annotated[str, typer.Option(help="DEBUG: each request's route, status and time; INFO: models; WARNING, ERROR.")] = "INFO",
 ) -> None:
     """Serve the classifier over HTTP, with a page to try it. Bound to this machine; no mail is kept or logged."""
     from importlib.util import find_spec
@@ -43,6 +46,6 @@ def serve(
     from email_trm.serving.api import serve as run
 
     start_logging(log)
-    settings = ServeSettings(model, host, port, os.environ.get(KEY_VARIABLE, ""), batch_size, queue, workers, timeout=timeout, shadow=shadow,
-        shadow_share=shadow_share, feedback=feedback)
+    settings = ServeSettings(model, engine, halt, host, port, os.environ.get(KEY_VARIABLE, ""), batch_size, queue, workers, timeout=timeout,
+        shadow=shadow, shadow_share=shadow_share, feedback=feedback)
     run(settings, say)

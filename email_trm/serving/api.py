@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Scope', 'Receive', 'Send', 'ASGI', 'OPEN', 'SHORT', 'REFUSALS', 'router', 'closed', 'Serving', 'is_loopback',
            'ServeSettings', 'Meters', 'refusal', 'header', 'host_of', 'stranger', 'read_body', 'turned_away',
-           'fault_place', 'Gatekeeper', 'Service', 'action_records', 'status_of', 'on_errors', 'service_of', 'classify',
-           'classify_raw', 'explain', 'actions', 'model', 'reload', 'rollback', 'healthz', 'readyz', 'metrics',
-           'page_file', 'page', 'page_css', 'page_js', 'wake_up', 'create_app', 'open_socket', 'quiet_end', 'serve']
+           'fault_place', 'Gatekeeper', 'Service', 'known_category', 'action_records', 'status_of', 'on_errors',
+           'service_of', 'classify', 'classify_raw', 'explain', 'actions', 'model', 'reload', 'rollback', 'healthz',
+           'readyz', 'metrics', 'page_file', 'page', 'page_css', 'page_js', 'wake_up', 'create_app', 'open_socket',
+           'quiet_end', 'serve']
 
 # %% ../../nbs/serving/09_api.ipynb #14f53c6a
 import asyncio
@@ -72,6 +73,8 @@ class ServeSettings:
     """How to serve. `check` says whether that is wise."""
 
     model: str | Path | None = None # Model, bundle or run folder; the model in the box if left out
+    engine: str = "torch" # What computes the answers: torch, onnx or int8
+    halt: float | None = None # Another halting threshold
     host: str = "127.0.0.1" # Address to listen at
     port: int = 8000 # TCP port; 0 lets the system choose
     api_key: str = field(default="", repr=False) # Clients send it as a bearer token
@@ -280,7 +283,7 @@ class Service:
     def __init__(self, settings: ServeSettings, meters: Meters) -> None:
         self.settings, self.meters = settings, meters
         shadow = Shadow(load_served(settings.shadow), settings.shadow_share) if settings.shadow else None
-        self.desk, self.parser, self.ready = ModelDesk(settings.model, shadow), Parser(), False
+        self.desk, self.parser, self.ready = ModelDesk(settings.model, shadow, settings.engine, settings.halt), Parser(), False
         def line(answer: Callable[[list[Any]], list[Any]], most: int = 1, capacity: int = SHORT, workers: int = 1,
                 seen: Callable[[int, float], None] = lambda size, seconds: None) -> MicroBatcher[Any, Any]:
             return MicroBatcher(answer, most, capacity, workers, seen)
@@ -307,6 +310,7 @@ class Service:
     def explain(self, asked: list[tuple[Email, str | None]]) -> list[dict[str, Any]]:
         """Explanations as JSON knows them, without the attention maps."""
         served = self.desk.served
+        for _, category in asked: known_category(category, served.classifier.categories)
         found = [served.classifier.explain(mail, category).to_dict() for mail, category in asked]
         return [{k: v for k, v in e.items() if k != "attention"} | {"model": served.version} for e in found]
 
@@ -318,6 +322,15 @@ class Service:
         """Answer what was accepted, then end."""
         await asyncio.gather(*(line.close() for line in self.lines.values()))
         self.parser.close()
+
+# %% ../../nbs/serving/09_api.ipynb #1583b475
+def known_category(
+    category: str | None, # What a client named
+    categories: Sequence[str], # The model's
+) -> None:
+    """Raise `ConfigError` for a category the model does not have. The error does not repeat it."""
+    if category is not None and category not in categories:
+        raise ConfigError("the model has no such category", f"use one of: {', '.join(categories)}")
 
 # %% ../../nbs/serving/09_api.ipynb #05ce0feb
 def action_records(

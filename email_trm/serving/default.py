@@ -28,6 +28,7 @@ from ..data.tokens import SPECIAL, shared_words
 from ..evaluation.peers import shown
 from ..mail.message import Email, language_of
 from ..mail.readers import read_emails
+from .bundle import seal
 from ..trm.files import load_model, quiet, save_model
 from ..training.teacher import Lesson, lesson, load_taught
 from ..training.trainer import Recipe, Taught, Trained, calibrate, dataset_for, recipe, train_categories
@@ -175,6 +176,7 @@ def write_default(
         "validation_history": [h for h in trained.history if "eval_macro_f1" in h], "thresholds": trained.thresholds,
         "machine": machine(), "versions": versions()}
     write_json(new / "training.json", record)
+    seal(new)
     shutil.rmtree(target, ignore_errors=True)
     new.replace(target)
     return record

@@ -57,7 +57,7 @@ from ..trm.calibration import (coverage_curve, fit_bias, fit_language_temperatur
     halting_steps, probabilities, temperatures_for, threshold_for, threshold_table)
 from ..trm.config import SIZES, EmailTRMConfig
 from ..trm.evidence import LinearEvidence, count_ngrams, fit_evidence
-from ..trm.model import EmailTRMForSequenceClassification
+from ..trm.model import EmailTRMForSequenceClassification, EmailTRMOutput
 from ..trm.warm import encoder_folder, lend, pruned_tokenizer, reader_shape
 
 # %% ../../nbs/training/02_trainer.ipynb #fac3fb76
@@ -487,6 +487,7 @@ def logits_and_steps(
     tokenizer: PreTrainedTokenizerFast, # Its tokenizer
     mails: Sequence[Email], # Any number
     batch_size: int = 64, # Mails per batch
+    forward: Callable[..., EmailTRMOutput] | None = None, # Answers a batch in the model's place, as `trm.onnx.OnnxForward` does
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: # [N, C] logits, [N] supervision steps
     """Uncalibrated answers of a model that halts by itself, in the order of the mails. Mails of a length share a batch."""
     rows = encode_for(model, tokenizer, mails)
@@ -495,7 +496,8 @@ def logits_and_steps(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     for start in range(0, len(order), batch_size):
         picked = order[start:start + batch_size]
-        out = model(**collate([rows[i] for i in picked]))
+        out = (forward or model)(**collate([rows[i] for i in picked]))
+        assert out.logits is not None and out.steps is not None
         logits[picked], steps[picked] = out.logits.numpy(), out.steps.numpy()
     return logits, steps
 
@@ -505,10 +507,12 @@ def calibrated_answers(
     tokenizer: PreTrainedTokenizerFast, # Its tokenizer
     mails: Sequence[Email], # Any number
     batch_size: int = 64, # Mails per batch
+    forward: Callable[..., EmailTRMOutput] | None = None, # Answers a batch in the model's place
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]: # [N, C] probabilities, [N] supervision steps, [N] languages
     """What a model says of mails, at the temperature of each mail's language."""
-    logits, steps = logits_and_steps(model, tokenizer, mails, batch_size)
     c, spoken = model.config, [language_of(m) for m in mails]
+    known = [m if m.language else replace(m, language=spoke) for m, spoke in zip(mails, spoken, strict=True)] # Looked at once
+    logits, steps = logits_and_steps(model, tokenizer, known, batch_size, forward)
     return probabilities(logits, temperatures_for(spoken, c.temperature, c.language_temperature)), steps, spoken
 
 # %% ../../nbs/training/02_trainer.ipynb #9e0d7506
