@@ -59,7 +59,7 @@ def owner_labels(
 
 # %% ../../nbs/serving/11_mailbox.ipynb #1c6191b4
 class Mailbox:
-    """What triage asks of a mailbox. Raises `RecordError` where it cannot be done with one mail, `SourceError` where it cannot be done at all."""
+    """What triage asks of a mailbox. Raises `RecordError` where it cannot be done with one mail, `SourceError` where with none."""
 
     kind, labelled, inbox = "", False, "INBOX" # Kind; whether mails can bear labels; the folder that is sorted
     name = "" # 16 hex digits: the same mailbox has the same name
@@ -143,14 +143,17 @@ def _maildir_folders(
         names[:] = sorted(n for n in names if n not in _PARTS and not n.startswith("."))
     return dict(sorted(found.items(), key=lambda pair: (pair[0].upper() != "INBOX", pair[0])))
 
-# %% ../../nbs/serving/11_mailbox.ipynb #26e3cd43
+# %% ../../nbs/serving/11_mailbox.ipynb #03d3cb66
 def _entries(
     folder: Path, # A Maildir folder
 ) -> Iterator[os.DirEntry[str]]:
     """The files of mails in a folder. Links are passed over."""
     for part in ("cur", "new"):
-        with suppress(FileNotFoundError), os.scandir(folder / part) as found:
-            yield from (e for e in sorted(found, key=lambda e: e.name) if e.is_file(follow_symlinks=False) and not e.name.startswith("."))
+        try:
+            with os.scandir(folder / part) as found: files = sorted(found, key=lambda e: e.name)
+        except FileNotFoundError: continue
+        except OSError as error: raise SourceError(f"a folder cannot be read: {error.strerror}", "may the Maildir be read?") from None
+        yield from (e for e in files if e.is_file(follow_symlinks=False) and not e.name.startswith("."))
 
 # %% ../../nbs/serving/11_mailbox.ipynb #cd7f9c99
 def _letters(
@@ -162,7 +165,7 @@ def _letters(
     pairs = (line.split(maxsplit=1) for line in lines)
     return {chr(97 + int(p[0])): p[1] for p in pairs if len(p) == 2 and p[0].isdigit() and int(p[0]) < 26}
 
-# %% ../../nbs/serving/11_mailbox.ipynb #03d3cb66
+# %% ../../nbs/serving/11_mailbox.ipynb #26e3cd43
 def _maildir_mail(
     entry: os.DirEntry[str], # A file
     folder: str, # The folder's name
@@ -172,7 +175,8 @@ def _maildir_mail(
     info = _info.search(entry.name)
     unique = entry.name[:info.start()] if info else entry.name
     keywords = [letters.get(c, f"keyword {c}") for c in (info[1] if info else "") if c.islower()]
-    return Stored(key_of(os.fsencode(unique)), folder, tuple(maildir_flags(entry.name)), owner_labels(keywords), entry.path, entry.stat().st_size)
+    flags, key = tuple(maildir_flags(entry.name)), key_of(os.fsencode(unique))
+    return Stored(key, folder, flags, owner_labels(keywords), entry.path, entry.stat().st_size)
 
 # %% ../../nbs/serving/11_mailbox.ipynb #3ab8ab75
 class Maildir(Mailbox):
@@ -210,8 +214,10 @@ class Maildir(Mailbox):
     def make(self, folder: str) -> None:
         """Make the three folders of one. May be done twice."""
         path = self.path(folder)
-        for part in _PARTS: (path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self.nested: (path / "maildirfolder").touch(mode=0o600)
+        try:
+            for part in _PARTS: (path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.nested: (path / "maildirfolder").touch(mode=0o600)
+        except OSError as error: raise SourceError(f"a folder cannot be made: {error.strerror}", "may the Maildir be written?") from None
 
     def drop(self, folder: str) -> bool:
         """Remove an empty folder; one that holds anything at all is kept."""
@@ -243,7 +249,7 @@ def _rename(
             found = None if attempt else again()
             if not found: break
             file = Path(found)
-        except OSError as error: raise SourceError(f"a mail could not be moved: {error.strerror}", "check that the Maildir may be written") from None
+        except OSError as error: raise SourceError(f"a mail cannot be moved: {error.strerror}", "may the Maildir be written?") from None
     raise RecordError("a mail was taken away while it was moved", "start the same command again")
 
 # %% ../../nbs/serving/11_mailbox.ipynb #c91c68c4
@@ -322,7 +328,7 @@ class MboxCopy(Mailbox):
         run.work.chmod(0o700)
         written = _write_copy(self, run.work)
         ready(written)
-        if self._stamp() != self.stamp: raise SourceError("the mbox has changed while it was read", "close the mail program, and start again")
+        if self._stamp() != self.stamp: raise SourceError("the mbox has changed since it was read", "close the mail program, and start again")
         run.publish()
         return written
 
@@ -452,7 +458,8 @@ class ImapFolders(Mailbox):
         except imaplib.IMAP4.readonly: raise SourceError("a folder on the server may only be read", "ask for the right to write") from None
         answer = box.client.response("UIDVALIDITY")[1]
         now = int(answer[0]) if answer and answer[0] and answer[0].isdigit() else None
-        if self.validity.setdefault(folder, now) != now: raise SourceError("the mail server renumbered a folder", "start the same command again")
+        if self.validity.setdefault(folder, now) == now: return
+        raise SourceError("the mail server renumbered a folder", "start the same command again")
 
     def folders(self) -> dict[str, int]:
         """All folders with their numbers of mails, asked with STATUS."""

@@ -131,7 +131,7 @@ def _known(
     where: str, # What to call it in an error
 ) -> Mapping[str, Any]:
     """The table. Raises `ConfigError` if it is none, or holds an unknown key."""
-    if not isinstance(table, Mapping): raise ConfigError(f"{where} is not a table", "see the example in the documentation of email-trm triage")
+    if not isinstance(table, Mapping): raise ConfigError(f"{where} is not a table", "see the example in the documentation")
     for key in table:
         if key not in names: raise ConfigError(f"{where} has a key that is not known", suggest(str(key), names))
     return table
@@ -175,11 +175,12 @@ def read_rules(
     if path is None: return Rules()
     path = Path(path).expanduser()
     try: text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError): raise ConfigError(f"the rules file {path.name} cannot be read", "check the path; it must be UTF-8") from None
+    except (OSError, ValueError): raise ConfigError(f"{path.name} cannot be read", "check the path; rules are text in UTF-8") from None
     try: content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"line \d+", str(error))
-        raise ConfigError(f"{path.name} is not TOML" + (f": look at {at[0]}" if at else ""), "put texts into quotes; begin rules with [[rule]]") from None
+        where = f": look at {at[0]}" if at else ""
+        raise ConfigError(f"{path.name} is not TOML{where}", "put texts into quotes; begin rules with [[rule]]") from None
     except ValueError as error:
         raise ConfigError(f"{path.name} is not JSON: look at line {getattr(error, 'lineno', 1)}", "name a TOML file .toml") from None
     return rules_from(content)

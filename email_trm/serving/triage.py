@@ -23,7 +23,6 @@ from typing import Any
 
 from imap_tools.imap_utf7 import utf7_encode
 
-from ..behaviour.actions import ACTIONS
 from ..behaviour.boosting import ActionBooster, predict_actions
 from ..core.errors import ConfigError, DataError, RecordError, suggest
 from ..core.logs import get_logger, log_event
@@ -153,7 +152,7 @@ def decide_by_rule(
 ) -> Decision | None:
     """What the first rule that fits says; `value` is "leave" if it says to leave the mail alone."""
     rule = first_rule(rules, read)
-    return rule and Decision(rule.kind, rule.value, f"rule {rule.number}")
+    return Decision(rule.kind, rule.value, f"rule {rule.number}") if rule else None
 
 # %% ../../nbs/serving/12_triage.ipynb #710ac9e0
 def decide_by_model(
@@ -207,7 +206,8 @@ def sortable(
     seen = Counter(m.key for m in mails) + Counter(m.key for f in ours for m in mailbox.scan(f))
     plan.mails = sum(folders.values())
     for folder, count in folders.items():
-        if folder != mailbox.inbox and count: plan.skipped["sorted already" if is_ours(folder) else "in a folder of its owner"] += count
+        why = "sorted already" if is_ours(folder) else "in a folder of its owner"
+        if folder != mailbox.inbox and count: plan.skipped[why] += count
     if folder_excluded(rules, mailbox.inbox): plan.skipped["on the exclusion list"], mails = len(mails), []
     for mail, read in zip(mails, parse_items(mailbox.items(mails), isolate), strict=True):
         why = "cannot be read" if isinstance(read, RecordError) else left_alone(mail, read, rules)
@@ -242,7 +242,8 @@ def missing_folders(
     there: Iterable[str], # Folders there are
 ) -> list[Change]: # From the top down
     """Changes that make the folders which the moves need."""
-    wanted = dict.fromkeys("/".join(parts[:n]) for c in changes if c.op == "move" for parts in [c.target.split("/")] for n in range(1, len(parts) + 1))
+    paths = [c.target.split("/") for c in changes if c.op == "move"]
+    wanted = {"/".join(path[:n]) for path in paths for n in range(1, len(path) + 1)}
     known = {f.lower() for f in there}
     return [Change("make", "", "", folder, "to move mail there") for folder in sorted(wanted) if folder.lower() not in known]
 
@@ -258,8 +259,9 @@ def make_plan(
     isolate: bool = True, # Parse in a process that may be killed
 ) -> Plan:
     """What triage would do. The same mailbox gives the same plan."""
-    rules, settings, plan = rules or Rules(), settings or Settings("labels" if mailbox.labelled else "folders"), Plan(mailbox.kind)
-    if settings.into == "labels" and not mailbox.labelled: raise ConfigError(f"a {mailbox.kind} has no labels", "use folders: --into folders")
+    rules, plan = rules or Rules(), Plan(mailbox.kind)
+    settings = settings or Settings("labels" if mailbox.labelled else "folders")
+    if settings.into == "labels" and not mailbox.labelled: raise ConfigError(f"a {mailbox.kind} has no labels", "use --into folders")
     actions = action_answers(mailbox, policy, owner, isolate) if policy else {}
     pairs = sortable(mailbox, rules, plan, isolate)
     while chunk := list(islice(pairs, 512)):
@@ -273,7 +275,8 @@ def make_plan(
     return plan
 
 # %% ../../nbs/serving/12_triage.ipynb #ec4e8021
-STATUS = {"plan": "planned", "intent": "begun", "done": "done", "passed": "passed", "back": "going back", "undone": "undone", "kept": "kept"} # Event -> status
+STATUS = {"plan": "planned", "intent": "begun", "done": "done", "passed": "passed",
+    "back": "going back", "undone": "undone", "kept": "kept"} # Event -> status after it
 
 # %% ../../nbs/serving/12_triage.ipynb #0b508d15
 def journal_path(
@@ -336,7 +339,8 @@ class Journal:
     def plan(self, changes: Sequence[Change]) -> None:
         """Add changes to be made."""
         new = [Entry(n, change) for n, change in enumerate(changes, len(self.entries))]
-        for start in range(0, len(new), 500): self._append(*({"event": "plan", "id": e.id, "change": asdict(e.change)} for e in new[start:start + 500]))
+        lines = [{"event": "plan", "id": e.id, "change": asdict(e.change)} for e in new]
+        for start in range(0, len(new), 500): self._append(*lines[start:start + 500])
         self.entries += new
 
     def note(self, entry: Entry, event: str, **more: Any) -> None:
@@ -383,9 +387,9 @@ def _read_journal(
         if head["event"] != "journal" or head["format"] != 1: raise ValueError
         entries = _replay(lines[1:])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path.name} is damaged, or no journal", "name another file with --journal; keep this one to undo by hand") from None
-    if head["mailbox"] != mailbox.name: raise ConfigError(f"{path.name} is the journal of another mailbox", "name another file with --journal")
-    if not lines and raw: raise DataError(f"{path.name} is no journal", "name another file with --journal")
+        raise DataError(f"{path.name} is damaged, or no journal", "name another file with --journal; keep this one") from None
+    if head["mailbox"] != mailbox.name: raise ConfigError(f"{path.name} is another mailbox's journal", "name another file with --journal")
+    if not lines and not b'{"event": "journal"'.startswith(raw[:19]): raise DataError(f"{path.name} is no journal", "name another file")
     os.ftruncate(handle, whole)
     return entries
 
@@ -413,7 +417,8 @@ class Look:
         there = self.find(change.target, change.key) if change.op == "move" else []
         if len(here) > 1 or len(there) > 1: return "unclear"
         if change.op == "label":
-            return "gone" if not here else "after" if change.target.lower() in {x.lower() for x in here[0].labels} else "before"
+            if not here: return "gone"
+            return "after" if change.target.lower() in {x.lower() for x in here[0].labels} else "before"
         return {(True, True): "both", (True, False): "before", (False, True): "after"}.get((bool(here), bool(there)), "gone")
 
     def moved(self, mail: Stored, folder: str) -> None:
@@ -454,8 +459,9 @@ def apply_pending(
     look, result = Look(mailbox), Counter[str]()
     for entry in journal.pending():
         change, state, why = entry.change, look.state(entry.change), ""
-        if entry.status == "planned" and state == "before": journal.note(entry, "intent")
-        elif entry.status == "planned" or state in ("gone", "unclear"): why = {"after": "there already", "both": "there already"}.get(state, state)
+        if state in ("gone", "unclear"): why = "moved by somebody else" if state == "gone" else "lies there twice"
+        elif entry.status == "planned" and state != "before": why = "there already"
+        elif entry.status == "planned": journal.note(entry, "intent")
         try:
             if not why and (state != "after" or change.op == "make"): perform(look, change, state)
         except RecordError as error: why = error.cause
@@ -469,7 +475,7 @@ def undo(
     mailbox: Mailbox, # To be put back
     journal: Journal, # What was done to it
 ) -> Counter[str]: # "undone", or why not -> changes
-    """Take back all changes of the journal, the last first. May be killed and called again. Mail that somebody moved since stays where it is."""
+    """Take back all changes of the journal, the last first. May be killed and called again. Mail that somebody moved since stays there."""
     for entry in journal.entries:
         if entry.status == "planned": journal.note(entry, "passed", why="undone before it was made")
     look, result = Look(mailbox), Counter[str]()
@@ -516,7 +522,8 @@ def write_copy(
     for entry in journal.pending():
         made = entry.change.op == "copy" and Path(entry.change.target).is_dir()
         journal.note(entry, "done" if made else "passed")
-    if not changes or any(e.change.op == "copy" and e.change.target == target and e.status == "done" for e in journal.entries): return Counter()
+    there = {e.change.target for e in journal.entries if e.change.op == "copy" and e.status == "done"}
+    if not changes or target in there: return Counter()
     journal.plan([*changes, Change("copy", "", "", target, "asked for")])
     listed = {m.key: m for m in mailbox.scan("INBOX")}
     for change in changes: (mailbox.move if change.op == "move" else mailbox.label)(listed[change.key], change.target)
