@@ -328,7 +328,7 @@ class MboxCopy(Mailbox):
         run.work.chmod(0o700)
         written = _write_copy(self, run.work)
         ready(written)
-        if self._stamp() != self.stamp: raise SourceError("the mbox has changed since it was read", "close the mail program, and start again")
+        if self._stamp() != self.stamp: raise SourceError("the mbox has changed since it was read", "close the mail program; start again")
         run.publish()
         return written
 

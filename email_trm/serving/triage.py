@@ -117,11 +117,12 @@ def changes_for(
     decisions: Sequence[Decision], # What was decided, the more important first
     into: str, # "folders" or "labels"
 ) -> list[Change]:
-    """The decisions as changes. Any of them that moves the mail leaves the others out."""
-    for d in decisions:
-        if d.moves: return [Change("move", mail.key, mail.folder, d.target, d.why, d.confidence)]
-    if into == "labels": return [Change("label", mail.key, mail.folder, place_of(d.value, True), d.why, d.confidence) for d in decisions]
-    return [Change("move", mail.key, mail.folder, d.target, d.why, d.confidence) for d in decisions[:1]]
+    """The decisions as changes. Any of them that moves the mail leaves the others out. None if the mail lies there already."""
+    moving = [d for d in decisions if d.moves] or ([] if into == "labels" else list(decisions))
+    if not moving: return [Change("label", mail.key, mail.folder, place_of(d.value, True), d.why, d.confidence) for d in decisions]
+    first = moving[0]
+    if first.target.lower() == mail.folder.lower(): return []
+    return [Change("move", mail.key, mail.folder, first.target, first.why, first.confidence)]
 
 # %% ../../nbs/serving/12_triage.ipynb #485924b1
 def is_ours(
@@ -267,7 +268,7 @@ def make_plan(
     while chunk := list(islice(pairs, 512)):
         for (mail, read), found in zip(chunk, decide([r for _, r in chunk], classifier, rules, settings, actions), strict=True):
             changes = changes_for(mail, [d for d in found if isinstance(d, Decision)], settings.into)
-            if not changes: plan.skipped[next(str(d) for d in found)] += 1
+            if not changes: plan.skipped[next((d for d in found if isinstance(d, str)), "sorted already")] += 1
             elif show: plan.subjects[mail.key] = "".join(c for c in read.subject if c.isprintable())[:70]
             plan.changes += changes
     if not isinstance(mailbox, MboxCopy): plan.changes = missing_folders(plan.changes, mailbox.folders()) + plan.changes
