@@ -2405,6 +2405,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'email_trm/serving/mailbox.py'),
                                            'email_trm.serving.mailbox._imap_mail': ( 'serving/mailbox.html#_imap_mail',
                                                                                      'email_trm/serving/mailbox.py'),
+                                           'email_trm.serving.mailbox._items_on_server': ( 'serving/mailbox.html#_items_on_server',
+                                                                                           'email_trm/serving/mailbox.py'),
                                            'email_trm.serving.mailbox._labelled': ( 'serving/mailbox.html#_labelled',
                                                                                     'email_trm/serving/mailbox.py'),
                                            'email_trm.serving.mailbox._letters': ( 'serving/mailbox.html#_letters',

@@ -475,13 +475,7 @@ class ImapFolders(Mailbox):
 
     def items(self, mails: Sequence[Stored]) -> Iterator[Item]:
         """Their bytes, a group at a time. Mails of one folder stand together."""
-        for folder, some in groupby(mails, key=lambda m: m.folder):
-            listed = {m.ref: m for m in some}
-            role = self.roles.get(folder) or normalise_folder(*folder.split("/"))
-            sizes = {uid: m.size for uid, m in listed.items() if m.size <= MAX_MESSAGE_BYTES}
-            for group in imap._groups(list(listed), sizes):
-                bodies = self.bodies(folder, [uid for uid in group if uid in sizes])
-                for uid in group: yield item_of(listed[uid], bodies.get(uid) if uid in sizes else b" " * (MAX_MESSAGE_BYTES + 1), role)
+        for folder, some in groupby(mails, key=lambda m: m.folder): yield from _items_on_server(self, folder, {m.ref: m for m in some})
 
     def bodies(self, folder: str, uids: list[int]) -> dict[int, bytes | None]:
         """The bytes of some mails of a folder."""
@@ -489,6 +483,19 @@ class ImapFolders(Mailbox):
             self.open(box, folder)
             return {uid: raw for uid, (_, raw) in imap._fetch(box, uids, "(UID BODY.PEEK[])").items()}
         return self.run(work)
+
+# %% ../../nbs/serving/11_mailbox.ipynb #a492080a
+def _items_on_server(
+    mailbox: ImapFolders, # The mailbox
+    folder: str, # One of its folders
+    mails: dict[int, Stored], # UID -> mail
+) -> Iterator[Item]:
+    """The bytes of some mails of a folder. One over the limit is not fetched."""
+    role = mailbox.roles.get(folder) or normalise_folder(*folder.split("/"))
+    sizes = {uid: m.size for uid, m in mails.items() if m.size <= MAX_MESSAGE_BYTES}
+    for group in imap._groups(list(mails), sizes):
+        bodies = mailbox.bodies(folder, [uid for uid in group if uid in sizes])
+        for uid in group: yield item_of(mails[uid], bodies.get(uid) if uid in sizes else b" " * (MAX_MESSAGE_BYTES + 1), role)
 
 # %% ../../nbs/serving/11_mailbox.ipynb #01d92550
 def _scan_on_server(
