@@ -159,6 +159,18 @@ def test_what_the_owner_did_meanwhile_stays(tmp_path: Path) -> None:
     assert run(t.undo, box, tmp_path / "j.jsonl")["undone"] == 1 and not (root / ".A").exists()
 
 
+def test_a_folder_that_somebody_else_made_meanwhile_is_not_ours(tmp_path: Path) -> None:
+    root = maildir(tmp_path / "box")
+    box, before = Maildir(root), tree(root)
+    journal = t.Journal(tmp_path / "j.jsonl", box)
+    journal.plan([t.Change("make", "", "", "A", "x"), t.Change("move", box.scan("INBOX")[0].key, "INBOX", "A", "x")])
+    box.make("A")
+    assert t.apply_pending(box, journal) == {"there already": 1, "done": 1}
+    assert t.undo(box, journal) == {"undone": 1} and (root / ".A").is_dir()
+    journal.close()
+    assert all_mail(tree(root)) == all_mail(before)
+
+
 # ---- deciding --------------------------------------------------------------------------------------------------------------
 def test_rules_win_thresholds_hold_and_the_reason_is_recorded(tmp_path: Path, classifier: EmailClassifier) -> None:
     root, mails = maildir(tmp_path / "box"), RECEIVED[:16]
@@ -451,4 +463,29 @@ def test_a_server_that_can_move_in_no_safe_way_is_not_asked_to(
     with pytest.raises(SourceError, match="neither MOVE nor UIDPLUS"):
         served(t.apply_pending, account, tmp_path / "j.jsonl", changes)
     assert served(t.undo, account, tmp_path / "j.jsonl") == {"undone": 2}
+    assert on_server(account) == before
+
+
+def test_two_mails_that_only_look_the_same_are_both_kept(account: str, tmp_path: Path) -> None:
+    """Equal date, size and header, another body: what a run that was cut off takes for its own copy is compared byte for byte."""
+    before, box = on_server(account), ImapMailbox(account, write=True)
+    box.make("A")
+    for folder, body in (("INBOX", b"one"), ("A", b"two")):
+        box.run(lambda b, f=folder, x=body: b.client.append(f, None, '"02-Nov-2026 10:00:00 +0000"', b"Subject: same\r\n\r\n" + x))
+    (twin,) = box.scan("A")
+    change = t.Change("move", twin.key, "INBOX", "A", "x")
+    assert t.Look(box).state(change) == "both"
+    journal = t.Journal(tmp_path / "j.jsonl", box)
+    journal.plan([change, change])
+    journal.note(journal.entries[0], "intent")
+    found = on_server(account)
+    assert t.apply_pending(box, journal) == {"a mail lies in two folders": 1, "there already": 1}
+    assert on_server(account) == found and len(found["A"]) == 1
+    journal.close()
+    with pytest.raises(boxes.RecordError):
+        box.unite(twin, next(m for m in box.scan("INBOX") if m.key == twin.key))
+    for mail in (twin, *(m for m in box.scan("INBOX") if m.key == twin.key)):  # The test cleans up after itself
+        box.run(lambda b, m=mail: (box.open(b, m.folder), boxes._remove_spare(b, m.ref)))
+    assert box.drop("A")
+    box.close()
     assert on_server(account) == before
