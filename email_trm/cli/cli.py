@@ -21,7 +21,10 @@ from rich.table import Table
 
 from .console import check_template, examples, execute, parse_fields, parse_switches, pipeline_path, say, with_progress
 from .actions import OwnerOption, actions_app, write_answers
+from .bundle import EXPORT_EXAMPLES, export
 from .data import data_app
+from .serve import SERVE_EXAMPLES, serve
+from .triage import TRIAGE_EXAMPLES, UNDO_EXAMPLES, triage, undo
 from ..core.errors import ConfigError, EmailTRMError, SourceError
 
 # %% ../../nbs/cli/09_cli.ipynb #7c102807
@@ -29,6 +32,8 @@ app = typer.Typer(name="email-trm", no_args_is_help=True, add_completion=False, 
     help="Private email triage you train on your own laptop.", epilog="Start with: email-trm run")
 app.add_typer(data_app, name="data")
 app.add_typer(actions_app, name="actions")
+for command, shown in ((export, EXPORT_EXAMPLES), (serve, SERVE_EXAMPLES), (triage, TRIAGE_EXAMPLES), (undo, UNDO_EXAMPLES)):
+    app.command(epilog=shown)(command)
 
 # %% ../../nbs/cli/09_cli.ipynb #7e101eaa
 def show_results(
@@ -220,6 +225,8 @@ def predict(
     owner: OwnerOption = None, # With --task actions: addresses
     field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,
     ask_below: Annotated[str, typer.Option(help="Add a key `ask`: is the confidence below this? A number, or auto.")] = "",
+    engine: Annotated[str, typer.Option(help="torch; or onnx or int8, if the bundle holds that graph.")] = "torch",
+    halt: Annotated[float | None, typer.Option(help="Read no further from this probability of being right.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Mails per batch.")] = 64,
     fast: Annotated[bool, typer.Option("--fast", help="Read in 16 bits where the processor can: for many mails at once.")] = False,
 ) -> None:
@@ -235,7 +242,7 @@ def predict(
     from email_trm.mail.readers import ReadReport, read_emails
     from email_trm.serving.classifier import EmailClassifier, prediction_record
 
-    classifier, report = EmailClassifier.from_pretrained(model, fast), ReadReport()
+    classifier, report = EmailClassifier.from_pretrained(model, fast, engine, halt), ReadReport()
     below = parse_threshold(ask_below, classifier.model.config.ask_threshold)
     with target as out:
         for answer in classifier.stream(with_progress(read_emails(input, fields, report)), batch_size):

@@ -464,8 +464,11 @@ async def readyz(service: Serving) -> dict[str, str]:
     if not service.ready: raise ModelError("the model is not loaded yet", "ask again in a second")
     return {"status": "ready", "model": service.desk.served.version}
 
+# %% ../../nbs/serving/09_api.ipynb #7e320f8c
+_REFUSED = {"description": _WORDS[401], "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
 # %% ../../nbs/serving/09_api.ipynb #d5e86a2a
-@closed.get("/metrics", responses={401: REFUSALS[401]}, response_class=PlainTextResponse)
+@closed.get("/metrics", responses={401: _REFUSED, 403: _REFUSED}, response_class=PlainTextResponse)
 async def metrics(service: Serving) -> Response:
     """Counters for Prometheus."""
     meters, desk = service.meters, service.desk
