@@ -2349,6 +2349,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'email_trm.serving.api.create_app': ('serving/api.html#create_app', 'email_trm/serving/api.py'),
                                        'email_trm.serving.api.explain': ('serving/api.html#explain', 'email_trm/serving/api.py'),
                                        'email_trm.serving.api.fault_place': ('serving/api.html#fault_place', 'email_trm/serving/api.py'),
+                                       'email_trm.serving.api.feedback': ('serving/api.html#feedback', 'email_trm/serving/api.py'),
                                        'email_trm.serving.api.header': ('serving/api.html#header', 'email_trm/serving/api.py'),
                                        'email_trm.serving.api.healthz': ('serving/api.html#healthz', 'email_trm/serving/api.py'),
                                        'email_trm.serving.api.host_of': ('serving/api.html#host_of', 'email_trm/serving/api.py'),

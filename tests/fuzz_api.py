@@ -57,7 +57,8 @@ def run_contract(
 def run_hostile(address: str) -> dict[str, int]:
     """Every bomb as a raw message: how many answers had which status."""
     kind = {"content-type": "message/rfc822"}
-    codes = Counter(str(requests.post(f"{address}/v1/classify/raw", data=make(), headers=kind, timeout=60).status_code) for make in BOMBS.values())
+    answers = (requests.post(f"{address}/v1/classify/raw", data=make(), headers=kind, timeout=60) for make in BOMBS.values())
+    codes = Counter(str(answer.status_code) for answer in answers)
     return dict(sorted(codes.items()))
 
 

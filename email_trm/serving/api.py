@@ -6,9 +6,9 @@
 __all__ = ['Scope', 'Receive', 'Send', 'ASGI', 'OPEN', 'SHORT', 'REFUSALS', 'router', 'closed', 'Serving', 'is_loopback',
            'ServeSettings', 'Meters', 'refusal', 'header', 'host_of', 'stranger', 'read_body', 'turned_away',
            'fault_place', 'Gatekeeper', 'Service', 'known_category', 'action_records', 'status_of', 'on_errors',
-           'service_of', 'classify', 'classify_raw', 'explain', 'actions', 'model', 'reload', 'rollback', 'healthz',
-           'readyz', 'metrics', 'page_file', 'page', 'page_css', 'page_js', 'wake_up', 'create_app', 'open_socket',
-           'quiet_end', 'serve']
+           'service_of', 'classify', 'classify_raw', 'explain', 'actions', 'feedback', 'model', 'reload', 'rollback',
+           'healthz', 'readyz', 'metrics', 'page_file', 'page', 'page_css', 'page_js', 'wake_up', 'create_app',
+           'open_socket', 'quiet_end', 'serve']
 
 # %% ../../nbs/serving/09_api.ipynb #14f53c6a
 import asyncio
@@ -39,6 +39,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from ..core.errors import ConfigError, DataError, EmailTRMError, ModelError, RecordError
 from ..core.logs import get_logger, log_event
 from ..core.runs import versions
+from ..data.feedback import Correction, FeedbackStore
 from ..mail.guard import Parser
 from ..mail.message import Email, email_to_dict
 from .batching import MicroBatcher, Overloaded
@@ -282,6 +283,7 @@ class Service:
 
     def __init__(self, settings: ServeSettings, meters: Meters) -> None:
         self.settings, self.meters = settings, meters
+        self.store = FeedbackStore(settings.feedback) if settings.feedback is not None else None
         shadow = Shadow(load_served(settings.shadow), settings.shadow_share) if settings.shadow else None
         self.desk, self.parser, self.ready = ModelDesk(settings.model, shadow, settings.engine, settings.halt), Parser(), False
         def line(answer: Callable[[list[Any]], list[Any]], most: int = 1, capacity: int = SHORT, workers: int = 1,
@@ -428,6 +430,19 @@ async def actions(asked: ActionsIn, service: Serving) -> Response:
     """What the owner would do with each received mail. Judged from the mails before it, so send a stretch of the mailbox."""
     [found] = await service.ask("actions", [([m.email() for m in asked.emails], asked.owner)])
     return JSONResponse({"actions": found})
+
+# %% ../../nbs/serving/09_api.ipynb #00058ed0
+@closed.post("/v1/feedback", responses=REFUSALS, response_model=FeedbackOut)
+async def feedback(asked: FeedbackIn, service: Serving) -> Response:
+    """Keep what a mail should have been, with the mail, in the folder the service was started with."""
+    if service.store is None: raise ConfigError("this service keeps no corrections", "start it with --feedback FOLDER")
+    known_category(asked.category, service.desk.served.classifier.categories)
+    mail = asked.email.email()
+    [said] = await service.sort([mail])
+    correction = Correction(mail, asked.category, "api", said["category"], said["confidence"], said["model"])
+    await asyncio.to_thread(service.store.add, correction)
+    stored = (await asyncio.to_thread(service.store.counts))["mails"]
+    return JSONResponse({"id": mail.id, "category": asked.category, "predicted": said["category"], "stored": stored})
 
 # %% ../../nbs/serving/09_api.ipynb #9b46c139
 @closed.get("/v1/model", responses=REFUSALS)

@@ -365,9 +365,10 @@ def main(
     with running(commands["onnx"], o.port) as (address, process): steady = asyncio.run(soak(address, process, mails, rate, o.soak))
     contract = json.loads((work / "contract.json").read_text()) if (work / "contract.json").is_file() else None
     here = machine()
+    where = f"{here['cores']} cores, {here['system']} {here['processor']}"
+    facts = {"mails": len(mails), "synthetic": manager.synthetic, "machine": where, "seconds": o.seconds, "crowd": 300}
     write_load({"format": 1, "date": utc_now()[:10], "services": services, "soak": steady | {"service": "onnx"}, "contract": contract,
-        "mails": len(mails), "synthetic": manager.synthetic, "machine": f"{here['cores']} cores, {here['system']} {here['processor']}", "seconds": o.seconds,
-        "crowd": 300, "versions": versions()}, Path(o.output))
+        "versions": versions()} | facts, Path(o.output))
     print(f"{o.output}/README.md")
 
 # %% ../../nbs/serving/14_load.ipynb #3248697f
