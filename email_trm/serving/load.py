@@ -354,7 +354,8 @@ def main(
     mails = Random(0).sample(every := to_mails(manager.frame), min(o.mails, len(every)))
     bundle = work / "bundle"
     if not bundle.exists(): export_bundle(None, bundle, ("onnx", "int8"))
-    serving = ["-c", "from email_trm.cli.cli import main; main()", "serve", "--port", str(o.port), "--log", "ERROR", "--model", str(bundle), "--engine"]
+    serving = ["-c", "from email_trm.cli.cli import main; main()", "serve", "--port", str(o.port), "--log", "ERROR"]
+    serving += ["--model", str(bundle), "--engine"]
     commands = {e: [*serving, e] for e in ("torch", "onnx", "int8")}
     commands["naive"] = ["-m", "email_trm.serving.load", "--naive", "--source", o.source, "--port", str(o.port)]
     services: dict[str, Any] = {}
