@@ -28,6 +28,7 @@ ORDER: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("actions", (("evidence-actions",), ("evidence-stages",))),
     ("reasoning", (("evidence-reasoning",),)),
     ("owner", (("evidence-owner",),)),
+    ("serving", (("evidence-serving",),)),
     ("search", (("evidence-search",),)),
     ("ensemble", (("evidence-ensemble",),)),
 )
