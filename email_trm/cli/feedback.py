@@ -132,6 +132,7 @@ def learn(
     done = learn_from(FeedbackStore(store_folder(store)), output, model, read(guard), read(mail), seed, dry_run)
     show_learned(done.record)
     if done.objections: raise GateError(f"the new model is worse: {'; '.join(done.objections)}", "it would not replace the present one")
+    if done.record["unknown_category"]: say(f"left out: {done.record['unknown_category']:,} × a category the model does not have")
     print("A dry run: nothing was written." if dry_run else f"Model: {done.folder}")
 
 # %% ../../nbs/cli/03_feedback.ipynb #d1f9a4fd
