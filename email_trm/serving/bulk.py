@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Shard', 'find_shards', 'shard_mails', 'answer_schema', 'answer_row', 'shard_key', 'ShardResult',
-           'finished', 'score_shard', 'try_shard', 'BulkResult', 'local_results', 'ShardScorer', 'import_ray',
-           'ray_cluster', 'ray_results', 'clear_partial', 'score_parquet']
+           'finished', 'score_shard', 'try_shard', 'BulkResult', 'local_results', 'ShardScorer', 'need_ray',
+           'import_ray', 'ray_cluster', 'ray_results', 'clear_partial', 'score_parquet']
 
 # %% ../../nbs/serving/13_bulk.ipynb #710b953a
 import importlib.util
@@ -250,10 +250,15 @@ def _environment(
             else: os.environ[name] = value
 
 # %% ../../nbs/serving/13_bulk.ipynb #be7840f9
+def need_ray() -> None:
+    """Raise `ConfigError` if Ray is not installed. Takes no time: Ray is not imported."""
+    if importlib.util.find_spec("ray") is None: raise ConfigError("ray is not installed", "pip install 'email-trm[ray]'")
+
+# %% ../../nbs/serving/13_bulk.ipynb #ca8b07b0
 def import_ray() -> Any: # The module
     """Ray without its statistics. Raises `ConfigError` if it is not installed."""
-    if importlib.util.find_spec("ray") is None: raise ConfigError("ray is not installed", "pip install 'email-trm[ray]'")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    need_ray()
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
     import ray
     import ray.data
 
@@ -334,7 +339,7 @@ def score_parquet(
     if engine not in ENGINES: raise ConfigError(f"there is no engine {engine!r}", suggest(engine, ENGINES))
     if engine == "local" and workers not in (None, 1): raise ConfigError("the local engine has one worker", "use the engine ray")
     if workers is not None and workers < 1 or batch_size < 1: raise ConfigError("workers and batch size start at 1", "give larger numbers")
-    if engine == "ray" and importlib.util.find_spec("ray") is None: raise ConfigError("ray is not installed", "pip install 'email-trm[ray]'")
+    if engine == "ray": need_ray()
     began, shards = time.perf_counter(), find_shards(source, output)
     served = load_served(model)
     results = {s.name: kept for s in shards if resume and (kept := finished(s, served.version))}
