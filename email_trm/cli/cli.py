@@ -21,8 +21,10 @@ from rich.table import Table
 
 from .console import check_template, examples, execute, parse_fields, parse_switches, pipeline_path, say, with_progress
 from .actions import OwnerOption, actions_app, write_answers
+from .bulk import bulk_predict
 from .bundle import EXPORT_EXAMPLES, export
 from .data import data_app
+from .feedback import LEARN_EXAMPLES, feedback_app, learn
 from .serve import SERVE_EXAMPLES, serve
 from .triage import TRIAGE_EXAMPLES, UNDO_EXAMPLES, triage, undo
 from ..core.errors import ConfigError, EmailTRMError, SourceError
@@ -32,8 +34,9 @@ app = typer.Typer(name="email-trm", no_args_is_help=True, add_completion=False, 
     help="Private email triage you train on your own laptop.", epilog="Start with: email-trm run")
 app.add_typer(data_app, name="data")
 app.add_typer(actions_app, name="actions")
-for command, shown in ((export, EXPORT_EXAMPLES), (serve, SERVE_EXAMPLES), (triage, TRIAGE_EXAMPLES), (undo, UNDO_EXAMPLES)):
-    app.command(epilog=shown)(command)
+app.add_typer(feedback_app, name="feedback")
+_OWN = ((export, EXPORT_EXAMPLES), (serve, SERVE_EXAMPLES), (triage, TRIAGE_EXAMPLES), (undo, UNDO_EXAMPLES), (learn, LEARN_EXAMPLES))
+for command, shown in _OWN: app.command(epilog=shown)(command)
 
 # %% ../../nbs/cli/09_cli.ipynb #7e101eaa
 def show_results(
@@ -216,7 +219,8 @@ def parse_threshold(
 # %% ../../nbs/cli/09_cli.ipynb #501a6d8b
 @app.command(epilog=examples("email-trm predict mail.jsonl", "email-trm predict mail.mbox --model reports/my-run --output answers.jsonl",
     "cat mail.jsonl | email-trm predict - --model reports/my-run/model",
-    "email-trm predict ~/Takeout --task actions --output actions.jsonl"))
+    "email-trm predict ~/Takeout --task actions --output actions.jsonl",
+    "email-trm predict shards/ --engine ray --workers 4 --output answers/"))
 def predict(
     input: Annotated[str, typer.Argument(help="Mail in any format `data import` reads, or - for standard input.")],
     model: Annotated[Path | None, typer.Option(help="Model or run folder; the model in the box if left out.")] = None,
@@ -225,7 +229,8 @@ def predict(
     owner: OwnerOption = None, # With --task actions: addresses
     field: Annotated[list[str] | None, typer.Option(help="Our field name = the source's, repeatable: body=text.")] = None,
     ask_below: Annotated[str, typer.Option(help="Add a key `ask`: is the confidence below this? A number, or auto.")] = "",
-    engine: Annotated[str, typer.Option(help="torch; or onnx or int8, if the bundle holds that graph.")] = "torch",
+    engine: Annotated[str, typer.Option(help="torch; onnx or int8, if the bundle holds that graph; ray for Parquet shards.")] = "torch",
+    workers: Annotated[int | None, typer.Option(min=1, help="With --engine ray: processes. Default: all processors.")] = None,
     halt: Annotated[float | None, typer.Option(help="Read no further from this probability of being right.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Mails per batch.")] = 64,
     fast: Annotated[bool, typer.Option("--fast", help="Read in 16 bits where the processor can: for many mails at once.")] = False,
@@ -235,6 +240,10 @@ def predict(
 
     fields = parse_fields(field or [])
     if task not in ("category", "actions"): raise ConfigError(f"there is no task {task!r}", "use category or actions")
+    if engine == "ray":
+        if output == "-" or task != "category" or ask_below or fast or halt is not None or fields:
+            raise ConfigError("--engine ray writes categories of Parquet shards to a folder", "name it with --output; leave the rest out")
+        return bulk_predict(input, output, model, "ray", workers, batch_size)
     target: Any = nullcontext(sys.stdout) if output == "-" else atomic_write(output)
     if task == "actions":
         if ask_below or fast: raise ConfigError("--ask-below and --fast are for categories", "leave them out with --task actions")

@@ -58,13 +58,8 @@ CREATE TABLE IF NOT EXISTS corrections (number INTEGER PRIMARY KEY AUTOINCREMENT
     category TEXT NOT NULL, source TEXT NOT NULL, predicted TEXT, confidence REAL, model TEXT);
 CREATE INDEX IF NOT EXISTS by_mail ON corrections (id, number);
 """
-<<<<<<< HEAD
-_LATEST = ("SELECT c.*, m.record FROM corrections c JOIN mails m USING (id) "
-    "WHERE number IN (SELECT MAX(number) FROM corrections GROUP BY id) ")
-=======
 _LATEST = """SELECT c.*, m.record FROM corrections c JOIN mails m USING (id)
 WHERE number IN (SELECT MAX(number) FROM corrections GROUP BY id)"""
->>>>>>> h8-learn
 _PATIENCE = 30.0 # Seconds to wait while others write
 
 # %% ../../nbs/data/07_feedback.ipynb #174ea909
@@ -80,12 +75,8 @@ def private_file(
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         path.chmod(0o600)
     except OSError as error:
-<<<<<<< HEAD
-        raise ConfigError(f"{path.parent} cannot hold feedback ({type(error).__name__})", "name another folder with --store") from error
-=======
         why = type(error).__name__
         raise ConfigError(f"{path.parent} cannot hold feedback ({why})", "name a folder of your own with --store") from error
->>>>>>> h8-learn
     return path
 
 # %% ../../nbs/data/07_feedback.ipynb #70280ff7

@@ -41,7 +41,8 @@ from ..evaluation.compare import mcnemar
 from ..evaluation.metrics import expected_calibration_error, macro_f1
 from ..mail.message import Email
 from ..mail.sample import sample_mailbox
-from .classifier import EmailClassifier, default_folder, predictions_frame
+from .bundle import default_folder
+from .classifier import EmailClassifier, predictions_frame
 from ..training.trainer import logits_and_steps, soft_targets
 from ..trm.evidence import LinearEvidence, count_ngrams, tfidf
 from ..trm.files import REQUIRED, load_model, save_model
