@@ -7,6 +7,7 @@ __all__ = ['Mail', 'ENGINES', 'Prediction', 'as_email', 'EmailClassifier', 'open
            'timed', 'prediction_record']
 
 # %% ../../nbs/serving/01_classifier.ipynb #60d72eeb
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from ..behaviour.boosting import ActionBooster, load_policy, predict_actions
 from ..core.errors import ConfigError, ModelError, suggest
 from ..mail.message import Email, email_from_dict
-from .bundle import GRAPHS, MANIFEST, model_folder, verify_bundle
+from .bundle import GRAPHS, MANIFEST, export_bundle, model_folder, push_to_hub, verify_bundle
 from ..training.trainer import calibrated_answers
 from ..trm.explain import Explanation, explain_mail
 from ..trm.files import load_model, save_model
@@ -64,8 +65,9 @@ class EmailClassifier:
         tokenizer: PreTrainedTokenizerFast, # The tokenizer it was trained with
         forward: Callable[..., EmailTRMOutput] | None = None, # Answers a batch in the model's place: a graph of `trm.onnx`
         policy: str | Path | None = None, # Folder of the policy that foretells actions; the one in the box if left out
+        largest: int | None = None, # Most mails in a batch, whatever is asked for
     ) -> None:
-        self.model, self.tokenizer, self.forward, self.policy_folder = model.eval(), tokenizer, forward, policy
+        self.model, self.tokenizer, self.forward, self.policy_folder, self.largest = model.eval(), tokenizer, forward, policy, largest
         self.categories: list[str] = [name for _, name in sorted((model.config.id2label or {}).items())]
 
     @classmethod
@@ -83,11 +85,19 @@ class EmailClassifier:
         model, tokenizer = load_model(path, fast)
         if halt is not None: model.config.halt_threshold = halt
         forward = None if engine == "torch" else open_graph(path, engine, model.config.halt_threshold)
-        return cls(model, tokenizer, forward, path / "actions" if (path / "actions").is_dir() else None)
+        return cls(model, tokenizer, forward, path / "actions" if (path / "actions").is_dir() else None, 1 if engine == "int8" else None)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write weights, configuration and tokenizer to `folder`."""
+        """Write weights, configuration and tokenizer to `folder`. A bundle there becomes a plain model folder: its list and graphs go."""
+        for name in (MANIFEST, *GRAPHS.values()): Path(folder, name).unlink(missing_ok=True)
         return save_model(self.model, self.tokenizer, folder)
+
+    def push_to_hub(self, repository: str, private: bool = True) -> str:
+        """Send a bundle of this model, without graphs, to the Hugging Face Hub; see `serving.bundle.push_to_hub`."""
+        with tempfile.TemporaryDirectory() as work:
+            save_model(self.model, self.tokenizer, Path(work, "model"))
+            export_bundle(Path(work, "model"), Path(work, "bundle"), policy=self.policy_folder)
+            return push_to_hub(Path(work, "bundle"), repository, private)
 
     def predict(self, mails: Mail | Iterable[Mail], batch_size: int = 64) -> list[Prediction]:
         """Answers in the order of the mails."""
@@ -134,7 +144,8 @@ def predict_chunk(
     batch_size: int, # Mails per batch
 ) -> list[Prediction]:
     """Predictions for some mails, in order."""
-    found = calibrated_answers(classifier.model, classifier.tokenizer, mails, batch_size, classifier.forward)
+    size = min(batch_size, classifier.largest or batch_size)
+    found = calibrated_answers(classifier.model, classifier.tokenizer, mails, size, classifier.forward)
     answers = []
     for mail, p, taken, language in zip(mails, *found, strict=True):
         best = int(p.argmax())
