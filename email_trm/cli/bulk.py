@@ -57,4 +57,4 @@ def bulk_predict(
     show_workers(result)
     for reason, n in result.refused.items(): say(f"{n:,} rows left out: {reason}")
     if failed := result.count("failed"):
-        raise DataError(f"{failed:,} of {len(result.shards):,} shards failed", "mend them and run again: the others are finished and will be kept")
+        raise DataError(f"{failed:,} of {len(result.shards):,} shards failed", "mend them and run again: the others are kept")

@@ -26,7 +26,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -52,13 +51,13 @@ def find_shards(
     source: str | Path, # A Parquet file, a folder of them, or a pattern like "mails/2025-*.parquet"
     output: str | Path, # Folder of the answers
 ) -> list[Shard]: # By name
-    """The shards of a source. Folders are searched to the bottom; hidden files are left out. Raises `SourceError`, `ConfigError`."""
+    """The shards of a source, folders searched to the bottom, hidden files left out. Raises `SourceError`, `ConfigError`."""
     path, home = Path(source).expanduser(), Path(output).expanduser().resolve()
     if path.is_dir(): found = {p.relative_to(path).as_posix(): p for p in path.rglob("*.parquet") if not p.name.startswith(".")}
     else:
         files = [path] if path.is_file() else [Path(p) for p in glob(str(path), recursive=True) if has_magic(str(path))]
         found = {p.name: p for p in files if p.is_file()}
-        if len(found) < len(files): raise ConfigError("two shards have the same file name", "give the folder above them instead of a pattern")
+        if len(found) < len(files): raise ConfigError("two shards have the same file name", "give the folder above them")
     if not found: raise SourceError(f"no Parquet shards in {path}", "give a .parquet file, a folder of them, or a pattern in quotes")
     shards = [Shard(str(p.resolve()), str(home / name), name) for name, p in sorted(found.items())]
     if any(s.source == s.target for s in shards): raise ConfigError("the answers would replace the mails", "choose another output folder")
@@ -71,7 +70,7 @@ def shard_mails(
 ) -> Iterator[Email]:
     """The mails of a shard, a few rows in memory at a time. Raises `SourceError` if it is not Parquet."""
     with open(path, "rb") as stream:
-        for mail in parse_items(read_parquet(Blob((Path(path).name,), 0, stream, Path(path))), isolate=False):
+        for mail in parse_items(read_parquet(Blob((Path(path).name,), 0, stream, Path(path)), None), isolate=False):
             if isinstance(mail, RecordError): refused[mail.cause] += 1
             else: yield mail
 
@@ -183,12 +182,13 @@ class BulkResult:
         return dict(sum((Counter(s.refused) for s in self.shards), Counter[str]()))
 
     def workers(self) -> list[dict[str, Any]]:
-        """Per worker: worker, shards, mails, seconds at work, mails_per_second. The time to start a worker and load its model is not in it."""
+        """Per worker: worker, shards, mails, seconds, mails_per_second. Starting a worker and loading its model are not counted."""
         rows = []
         for name in sorted({s.worker for s in self.shards if s.status == "done"}):
             own = [s for s in self.shards if s.worker == name and s.status == "done"]
             mails, seconds = sum(s.mails for s in own), sum(s.seconds for s in own)
-            rows.append({"worker": name, "shards": len(own), "mails": mails, "seconds": seconds, "mails_per_second": mails / max(seconds, 1e-9)})
+            rows.append({"worker": name, "shards": len(own), "mails": mails, "seconds": seconds,
+                "mails_per_second": mails / max(seconds, 1e-9)})
         return rows
 
     def record(self) -> dict[str, Any]:
@@ -223,7 +223,8 @@ class ShardScorer:
     def __call__(self, rows: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Results as JSON, one for each row of source, target, name."""
         shards = [Shard(str(s), str(t), str(n)) for s, t, n in zip(rows["source"], rows["target"], rows["name"], strict=True)]
-        results = [ShardResult(s.name, "failed", cause=self.cause) if self.cause else try_shard(s, self.served, self.batch_size) for s in shards]
+        if self.cause: results = [ShardResult(s.name, "failed", cause=self.cause) for s in shards]
+        else: results = [try_shard(s, self.served, self.batch_size) for s in shards]
         return {"result": [json.dumps(asdict(r)) for r in results]}
 
 # %% ../../nbs/serving/13_bulk.ipynb #26f63a83
@@ -266,6 +267,8 @@ def import_ray() -> Any: # The module
     return ray
 
 # %% ../../nbs/serving/13_bulk.ipynb #4320097f
+_STORE = 100_000_000 # Bytes of Ray's object store, which holds paths and counts only
+
 @contextmanager
 def ray_cluster(
     workers: int | None, # Worker processes; all processors if None
@@ -280,7 +283,7 @@ def ray_cluster(
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             try:
                 if own and known: ray.init(**quiet)
-                elif own: ray.init(address="local", num_cpus=workers or cores, include_dashboard=False, object_store_memory=100_000_000, **quiet)
+                elif own: ray.init("local", num_cpus=workers or cores, include_dashboard=False, object_store_memory=_STORE, **quiet)
             except Exception as error: # Ray's own errors have no common base
                 raise ResourceError(f"the Ray cluster cannot be reached or started ({type(error).__name__})",
                     "look into /tmp/ray/session_latest/logs, or use the local engine") from None
@@ -302,16 +305,21 @@ def ray_results(
     """Shards on a Ray cluster, one worker process per processor. Raises `ConfigError`, `ResourceError`."""
     with ray_cluster(workers) as (ray, n):
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars, context.print_on_execution_start = False, False
+        context.enable_progress_bars, context.print_on_execution_start, context.max_errored_blocks = False, False, -1
         pool = ray.data.ActorPoolStrategy(size=min(n, len(shards)), max_tasks_in_flight_per_actor=1)
         rows = ray.data.from_items([asdict(s) for s in shards], override_num_blocks=len(shards))
         answers = rows.map_batches(ShardScorer, fn_constructor_args=(str(served.folder.resolve()), served.version, batch_size),
-            batch_size=1, num_cpus=1, compute=pool, max_restarts=3, max_task_retries=3)
+            batch_size=1, num_cpus=1, compute=pool, ray_remote_args_fn=lambda: {"max_task_retries": 3})
+        missing = {s.name for s in shards}
         try:
-            for row in answers.iter_rows(): yield ShardResult(**json.loads(row["result"]))
+            for row in answers.iter_rows():
+                result = ShardResult(**json.loads(row["result"]))
+                missing.remove(result.name)
+                yield result
         except ray.exceptions.RayError as error:
             raise ResourceError(f"Ray lost its workers ({type(error).__name__})",
                 "run again: finished shards are kept; with fewer workers or a smaller batch size each has more memory") from None
+        for name in sorted(missing): yield ShardResult(name, "failed", cause="the worker process died each time it was tried")
 
 # %% ../../nbs/serving/13_bulk.ipynb #124e6b88
 def clear_partial(
@@ -335,10 +343,13 @@ def score_parquet(
     resume: bool = True, # Keep the answers of an earlier run if shard and model are the same
     progress: Callable[[ShardResult], None] = lambda result: None, # Called after each shard
 ) -> BulkResult:
-    """Score shards of mail. Bad rows and shards are counted, the others go on. Raises `ConfigError`, `SourceError`, `ModelError`, `ResourceError`."""
+    """Score shards of mail. Bad rows and shards are counted, the others go on.
+
+    Raises `ConfigError`, `SourceError` if there are no shards, `ModelError`, and `ResourceError` if Ray fails.
+    """
     if engine not in ENGINES: raise ConfigError(f"there is no engine {engine!r}", suggest(engine, ENGINES))
     if engine == "local" and workers not in (None, 1): raise ConfigError("the local engine has one worker", "use the engine ray")
-    if workers is not None and workers < 1 or batch_size < 1: raise ConfigError("workers and batch size start at 1", "give larger numbers")
+    if min(1 if workers is None else workers, batch_size) < 1: raise ConfigError("workers and batch size start at 1", "give larger numbers")
     if engine == "ray": need_ray()
     began, shards = time.perf_counter(), find_shards(source, output)
     served = load_served(model)
