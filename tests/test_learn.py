@@ -97,7 +97,8 @@ def test_a_kill_loses_nothing_that_was_added(tmp_path: Path) -> None:
         child.kill()
         child.join()
         said = 1
-        while hears.poll(): said += len(hears.recv_bytes())
+        while hears.poll():
+            said += len(hears.recv_bytes())
         store = FeedbackStore(folder)
         found = store.counts()
         assert found["mails"] == found["rows"] and found["mails"] % 3 == 0
@@ -117,8 +118,10 @@ def test_several_processes_and_threads_write_at_once(tmp_path: Path) -> None:
     """No correction is lost, also when all begin with a store that does not exist."""
     crowd: list[Any] = [FORK.Process(target=add_some, args=(str(tmp_path / "s"), w)) for w in range(2)]
     crowd += [threading.Thread(target=add_some, args=(str(tmp_path / "s"), w)) for w in range(2, 6)]
-    for one in crowd: one.start()
-    for one in crowd: one.join()
+    for one in crowd:
+        one.start()
+    for one in crowd:
+        one.join()
     counts = FeedbackStore(tmp_path / "s").counts()
     assert counts["mails"] == 61
     assert counts["rows"] == 120
@@ -132,7 +135,8 @@ def test_a_torn_file_is_an_error_that_says_so(tmp_path: Path) -> None:
     whole = store.path.read_bytes()
     for damaged in (whole[:len(whole) // 2], b"no database" * 1000):
         store.path.write_bytes(damaged)
-        with pytest.raises(SourceError) as caught: FeedbackStore(tmp_path).labels()
+        with pytest.raises(SourceError) as caught:
+            FeedbackStore(tmp_path).labels()
         assert "damaged" in str(caught.value) and "zanzibar" not in str(caught.value)
         assert store.path.read_bytes() == damaged
     store.path.write_bytes(whole)
@@ -150,7 +154,8 @@ def test_a_journal_left_by_a_kill_is_rolled_back(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=False)
     assert store.path.with_name("feedback.sqlite-journal").exists()
     assert [m.id for m in FeedbackStore(tmp_path).labels()] == ["kept"]
-    with sqlite3.connect(store.path) as base: assert base.execute("SELECT COUNT(*) FROM mails").fetchone() == (1,)
+    with sqlite3.connect(store.path) as base:
+        assert base.execute("SELECT COUNT(*) FROM mails").fetchone() == (1,)
 
 
 def test_forgetting_removes_the_words(tmp_path: Path, mails: list[Email]) -> None:
@@ -172,7 +177,8 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     store = FeedbackStore(tmp_path / "s")
     store.add(Correction(Email("1", body="a"), "work", "api"))
     store.export(tmp_path / "out.jsonl.gz")
-    for path in (store.path, store.path.parent, tmp_path / "out.jsonl.gz"): assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+    for path in (store.path, store.path.parent, tmp_path / "out.jsonl.gz"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
 
 
 @settings(max_examples=10, deadline=None)
@@ -191,7 +197,8 @@ def test_moved_mails() -> None:
     names = ["work", "spam"]
     def now(folder: str | None) -> list[str]: return [c.category for c in moved({"1": "work"}, [Email("1", folder=folder)], names)]
     assert now("EmailTRM/spam") == now("INBOX.EmailTRM.spam") == now("INBOX/emailtrm/Spam") == ["spam"]
-    for quiet in ("EmailTRM/work", "EmailTRM/Quarantine", "INBOX", "Trash", "NotEmailTRM/spam", "EmailTRM/spam/old", None): assert now(quiet) == []
+    for quiet in ("EmailTRM/work", "EmailTRM/Quarantine", "INBOX", "Trash", "NotEmailTRM/spam", "EmailTRM/spam/old", None):
+        assert now(quiet) == []
     assert moved({"2": "work"}, [Email("1", folder="EmailTRM/spam")], names) == []
 
 
@@ -213,7 +220,8 @@ def test_corrections_are_learned_and_the_rest_stays(tmp_path: Path, tiny: Path, 
     assert not any(m.id in json.dumps(record) for m in mails)
     assert {p.category for p in EmailClassifier.from_pretrained(tmp_path / "mine").predict([c.mail for c in wishes(mails)])} == {"work"}
     assert files(tmp_path / "mine")["tokenizer.json"] == files(tiny)["tokenizer.json"]
-    if os.name == "posix": assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o700
+    if os.name == "posix":
+        assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o700
 
 
 def test_learning_twice_gives_the_same_and_keeps_the_previous(tmp_path: Path, tiny: Path, mails: list[Email]) -> None:
@@ -236,7 +244,8 @@ def test_sabotage_is_refused(tmp_path: Path, tiny: Path, mails: list[Email]) -> 
     learn(wishes(mails, 10), target, tiny, rest[:100], rest[100:])
     before, names = files(target), sorted({str(m.category) for m in mails})
     wrong = [Correction(m, names[names.index(str(m.category)) - 1], "api") for m in rest[100:200]]
-    with pytest.raises(GateError) as caught: learn(wrong, target, None, rest[:100], [])
+    with pytest.raises(GateError) as caught:
+        learn(wrong, target, None, rest[:100], [])
     assert caught.value.exit_code == 3
     assert "guard (file, 100 mails)" in str(caught.value)
     assert files(target) == before
@@ -259,19 +268,26 @@ def test_the_guard_is_strict() -> None:
 def test_what_cannot_be_learned(tmp_path: Path, tiny: Path, mails: list[Email]) -> None:
     """No corrections, foreign categories, a foreign folder, the box, a parent that changed: each says what to do."""
     rest = others(mails)
-    with pytest.raises(DataError): learn([], tmp_path / "a", tiny)
-    with pytest.raises(DataError): learn([Correction(rest[0], "golf", "api")], tmp_path / "a", tiny)
-    with pytest.raises(ConfigError): learn(wishes(mails), learning.default_folder(), tiny)
+    with pytest.raises(DataError):
+        learn([], tmp_path / "a", tiny)
+    with pytest.raises(DataError):
+        learn([Correction(rest[0], "golf", "api")], tmp_path / "a", tiny)
+    with pytest.raises(ConfigError):
+        learn(wishes(mails), learning.default_folder(), tiny)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter").write_text("dear")
-    with pytest.raises(ConfigError): learn(wishes(mails), tmp_path / "home", tiny)
-    with pytest.raises(ModelError): learn(wishes(mails), tmp_path / "a", tmp_path / "home")
+    with pytest.raises(ConfigError):
+        learn(wishes(mails), tmp_path / "home", tiny)
+    with pytest.raises(ModelError):
+        learn(wishes(mails), tmp_path / "a", tmp_path / "home")
     parent = tmp_path / "parent"
     parent.mkdir()
-    for name, content in files(tiny).items(): (parent / name).write_bytes(content)
+    for name, content in files(tiny).items():
+        (parent / name).write_bytes(content)
     learn(wishes(mails), tmp_path / "mine", parent, rest[:60], rest[60:])
     (parent / "config.json").write_text((parent / "config.json").read_text() + "\n")
-    with pytest.raises(ConfigError, match="has changed"): learn(wishes(mails), tmp_path / "mine", None, rest[:60], rest[60:])
+    with pytest.raises(ConfigError, match="has changed"):
+        learn(wishes(mails), tmp_path / "mine", None, rest[:60], rest[60:])
 
 
 def test_confirmed_answers_guard_and_are_not_learned(tiny: Path, mails: list[Email], tmp_path: Path) -> None:
@@ -290,7 +306,8 @@ def test_confirmed_answers_guard_and_are_not_learned(tiny: Path, mails: list[Ema
 def fake(folder: Path, mark: str) -> Path:
     """A folder that could be a model."""
     folder.mkdir()
-    for name in REQUIRED: (folder / name).write_text(mark)
+    for name in REQUIRED:
+        (folder / name).write_text(mark)
     return folder
 
 
@@ -300,7 +317,8 @@ def publish_and_die(output: str, at: int, atomic: bool) -> None:
     done = [0]
     def counted(function: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            if done[0] == at: os.kill(os.getpid(), 9)
+            if done[0] == at:
+                os.kill(os.getpid(), 9)
             done[0] += 1
             return function(*args, **kwargs)
         return run
@@ -320,13 +338,15 @@ def deaths() -> Iterator[tuple[bool, int]]:
 @pytest.mark.parametrize(("atomic", "at"), deaths())
 def test_a_kill_while_replacing_leaves_a_whole_model(tmp_path: Path, atomic: bool, at: int) -> None:
     """Old or new, never none: at once where folders can be swapped, after the next call elsewhere."""
-    if atomic and not exchange(fake(tmp_path / "a", "a"), fake(tmp_path / "b", "b")): pytest.skip("this system cannot swap folders")
+    if atomic and not exchange(fake(tmp_path / "a", "a"), fake(tmp_path / "b", "b")):
+        pytest.skip("this system cannot swap folders")
     output = fake(tmp_path / "mine", "old")
     fake(beside(output)[0], "older")
     process = FORK.Process(target=publish_and_die, args=(str(output), at, atomic))
     process.start()
     process.join()
-    if atomic: assert output.is_dir()
+    if atomic:
+        assert output.is_dir()
     settle(output)
     assert {p.read_text() for p in output.iterdir()} in ({"old"}, {"new"})
     assert sorted(p.name for p in output.iterdir()) == sorted(REQUIRED)
@@ -382,7 +402,8 @@ def test_a_hundred_corrections_with_the_model_in_the_box(tmp_path: Path, capsys:
     began = time.process_time(), time.monotonic()
     done = learn(wrong, tmp_path / "mine", guard=[m for m in mails if m.id not in learned][:400])
     spent = time.process_time() - began[0], time.monotonic() - began[1]
-    with capsys.disabled(): print(f"\n100 corrections: {spent[0]:.1f} s CPU, {spent[1]:.1f} s in all; {done.record['scores']['file']}")
+    with capsys.disabled():
+        print(f"\n100 corrections: {spent[0]:.1f} s CPU, {spent[1]:.1f} s in all; {done.record['scores']['file']}")
     scores = done.record["scores"]
     assert scores["corrections"]["n"] == 100
     assert scores["corrections"]["after"]["right"] >= 95

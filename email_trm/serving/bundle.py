@@ -25,7 +25,7 @@ MANIFEST = "bundle.json" # The list
 FORMAT = 1 # Its version
 KINDS = (".json", ".safetensors", ".md", ".onnx", ".ubj") # Suffixes of the files a bundle may hold
 GRAPHS = {"onnx": "model.onnx", "int8": "model.int8.onnx"} # Engine -> file
-HUB = (".gitattributes", ".cache/huggingface/") # What a hub and its client add to a folder; never read
+HUB = (".gitattributes", ".cache/huggingface/") # What a hub and its client add to a folder, a file and a folder; never read
 
 # %% ../../nbs/serving/00_bundle.ipynb #0d832414
 def default_folder() -> Path: # The model in the box
@@ -57,7 +57,7 @@ def files_of(
 ) -> dict[str, Path]: # By name with /, the list itself left out
     """Every file below a folder. Raises `ModelError` for kinds of files that do not belong there, and for links to anything but a file."""
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()}
-    found = {name: path for name, path in found.items() if not name.startswith(HUB)}
+    found = {name: path for name, path in found.items() if name != HUB[0] and not name.startswith(HUB[1])}
     for name, path in found.items():
         if not path.is_file() or path.suffix not in KINDS:
             raise ModelError(f"{folder.name} holds {name}, which is no part of a model", "remove it, or copy the folder again")
@@ -187,7 +187,10 @@ def push_to_hub(
     repository: str, # Such as "ada/my-model"; made if need be
     private: bool = True, # Only the account itself may read it
 ) -> str: # Address of the commit
-    """Send a bundle to the Hugging Face Hub; what the repository held before goes. Raises `ModelError`, and `ConfigError` if it is public."""
+    """Send a bundle to the Hugging Face Hub; what the repository held before goes.
+
+    Raises `ModelError`, and `ConfigError` if the repository is public.
+    """
     listed, folder = verify_bundle(folder), Path(folder).expanduser()
     from huggingface_hub import HfApi
     try:

@@ -191,7 +191,8 @@ def write_evidence(
     scores = [o["ways"]["words"]["scores"] for o in record["owners"]]
     page = _PAGE.format(note=f"**{SYNTHETIC_NOTE}** " if record["synthetic"] else "", owners=len(same), n=record["test_mails"],
         corrections=", ".join(str(s["corrections"]["n"]) for s in scores), when=record["created"], run=record["run"],
-        cores=record["machine"]["cores"], fingerprint=record["fingerprint"], strength=record["strength"], table=ways_table(record["owners"]), by_owner=by,
+        cores=record["machine"]["cores"], fingerprint=record["fingerprint"], strength=record["strength"],
+        table=ways_table(record["owners"]), by_owner=by,
         guard=", ".join(str(s["guard"]["n"]) for s in scores))
     with atomic_write(target / "README.md") as out: out.write(page)
     return target
