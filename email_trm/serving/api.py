@@ -388,7 +388,9 @@ closed = APIRouter() # Routes that need the key, if there is one
 _key = HTTPBearer(auto_error=False, description="The key in EMAIL_TRM_API_KEY. The gatekeeper checks it.")
 
 # %% ../../nbs/serving/09_api.ipynb #b6045efe
-async def service_of(request: Request) -> Service:
+async def service_of(
+    request: Request, # Any
+) -> Service:
     """The running service."""
     service: Service = request.app.state.service
     return service
@@ -398,7 +400,10 @@ Serving = Annotated[Service, Depends(service_of)]
 
 # %% ../../nbs/serving/09_api.ipynb #9a14f3f8
 @closed.post("/v1/classify", responses=REFUSALS, response_model=ClassifyOut)
-async def classify(asked: ClassifyIn, service: Serving) -> Response:
+async def classify(
+    asked: ClassifyIn, # The mails
+    service: Serving, # The running service
+) -> Response:
     """Sort one or many mails. Answers come in the order of the mails."""
     return JSONResponse({"predictions": await service.sort([m.email() for m in asked.emails])})
 
@@ -409,7 +414,11 @@ _BYTES = {"schema": {"type": "string", "format": "binary"}}
 # %% ../../nbs/serving/09_api.ipynb #11ff01b7
 @closed.post("/v1/classify/raw", responses=REFUSALS, response_model=RawOut,
     openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(_RAW, _BYTES)}})
-async def classify_raw(request: Request, service: Serving, parsed: bool = False) -> Response:
+async def classify_raw(
+    request: Request, # Holds the message
+    service: Serving, # The running service
+    parsed: bool = False, # Also give back what was read of it
+) -> Response:
     """Sort a message as it travelled (RFC 5322). It is parsed in a process of its own, under limits of time and memory."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _RAW: raise HTTPException(415, f"send the message as {_RAW[0]}")
@@ -419,21 +428,30 @@ async def classify_raw(request: Request, service: Serving, parsed: bool = False)
 
 # %% ../../nbs/serving/09_api.ipynb #c0022609
 @closed.post("/v1/explain", responses=REFUSALS)
-async def explain(asked: ExplainIn, service: Serving) -> dict[str, Any]:
+async def explain(
+    asked: ExplainIn, # A mail, and perhaps a category
+    service: Serving, # The running service
+) -> dict[str, Any]:
     """Which words speak for the answer and which against, in log-odds, and what the model believed after each step."""
     [found] = await service.ask("explain", [(asked.email.email(), asked.category)])
     return dict(found)
 
 # %% ../../nbs/serving/09_api.ipynb #193e386a
 @closed.post("/v1/actions", responses=REFUSALS, response_model=ActionsOut)
-async def actions(asked: ActionsIn, service: Serving) -> Response:
+async def actions(
+    asked: ActionsIn, # A stretch of a mailbox
+    service: Serving, # The running service
+) -> Response:
     """What the owner would do with each received mail. Judged from the mails before it, so send a stretch of the mailbox."""
     [found] = await service.ask("actions", [([m.email() for m in asked.emails], asked.owner)])
     return JSONResponse({"actions": found})
 
 # %% ../../nbs/serving/09_api.ipynb #00058ed0
 @closed.post("/v1/feedback", responses=REFUSALS, response_model=FeedbackOut)
-async def feedback(asked: FeedbackIn, service: Serving) -> Response:
+async def feedback(
+    asked: FeedbackIn, # A mail, and what it is
+    service: Serving, # The running service
+) -> Response:
     """Keep what a mail should have been, with the mail, in the folder the service was started with."""
     if service.store is None: raise ConfigError("this service keeps no corrections", "start it with --feedback FOLDER")
     known_category(asked.category, service.desk.served.classifier.categories)
@@ -446,7 +464,9 @@ async def feedback(asked: FeedbackIn, service: Serving) -> Response:
 
 # %% ../../nbs/serving/09_api.ipynb #9b46c139
 @closed.get("/v1/model", responses=REFUSALS)
-async def model(service: Serving) -> dict[str, Any]:
+async def model(
+    service: Serving, # The running service
+) -> dict[str, Any]:
     """The model in service, the one before it, and how often the shadow disagreed."""
     desk = service.desk
     return {"current": desk.served.facts(), "previous": desk.previous.version if desk.previous else None,
@@ -455,14 +475,18 @@ async def model(service: Serving) -> dict[str, Any]:
 
 # %% ../../nbs/serving/09_api.ipynb #59eadaf2
 @closed.post("/v1/model/reload", responses=REFUSALS)
-async def reload(service: Serving) -> dict[str, Any]:
+async def reload(
+    service: Serving, # The running service
+) -> dict[str, Any]:
     """Load the model folder again. If it is damaged, the old model goes on answering."""
     try: return (await asyncio.to_thread(service.desk.load)).facts()
     except ModelError as error: raise ConfigError(error.cause, error.remedy) from None # The service goes on: not its fault
 
 # %% ../../nbs/serving/09_api.ipynb #7e9745e1
 @closed.post("/v1/model/rollback", responses=REFUSALS)
-async def rollback(service: Serving) -> dict[str, Any]:
+async def rollback(
+    service: Serving, # The running service
+) -> dict[str, Any]:
     """Back to the model before the present one."""
     return service.desk.rollback().facts()
 
@@ -474,7 +498,9 @@ async def healthz() -> dict[str, str]:
 
 # %% ../../nbs/serving/09_api.ipynb #bf380322
 @router.get("/readyz", responses={503: REFUSALS[503]})
-async def readyz(service: Serving) -> dict[str, str]:
+async def readyz(
+    service: Serving, # The running service
+) -> dict[str, str]:
     """Whether the model answers."""
     if not service.ready: raise ModelError("the model is not loaded yet", "ask again in a second")
     return {"status": "ready", "model": service.desk.served.version}
@@ -484,7 +510,9 @@ _REFUSED = {"description": _WORDS[401], "content": {"application/json": {"schema
 
 # %% ../../nbs/serving/09_api.ipynb #d5e86a2a
 @closed.get("/metrics", responses={401: _REFUSED, 403: _REFUSED}, response_class=PlainTextResponse)
-async def metrics(service: Serving) -> Response:
+async def metrics(
+    service: Serving, # The running service
+) -> Response:
     """Counters for Prometheus."""
     meters, desk = service.meters, service.desk
     meters.waiting.set(service.lines["classify"].pending)
