@@ -37,7 +37,7 @@ DO_types := $(BIN)/mypy
 DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run serve test drift lint types pytest docs export lab hooks evidence evidence-categories evidence-robustness pages evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages evidence-serving clean
+.PHONY: help install run serve test drift lint types pytest docs export lab hooks evidence evidence-categories evidence-robustness pages evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages evidence-serving evidence-learn clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -242,6 +242,10 @@ evidence-serving: $(DEV) ## Make reports/serving again: load beside a naive serv
 	@$(BIN)/python tests/fuzz_api.py $${CASES:-1000} build/evidence/serving/contract.json
 	@$(BIN)/python -m email_trm.serving.load --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --work build/evidence/serving \
 	  --output reports/serving $${SECONDS_EACH:+--seconds "$$SECONDS_EACH"}
+
+evidence-learn: $(TEACHER) build/evidence/robustness-run/metrics.json ## Make reports/learn again: what corrections teach (15 minutes)
+	@$(KEEP) $(BIN)/python -m email_trm.serving.learning_evidence --run build/evidence/robustness-run \
+	  --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/learn --overwrite
 
 evidence-ensemble: $(CORE) ## Make reports/ensemble again: what several models gain, and one distilled from them (MAILS= chooses; goes on where it stopped)
 	@$(BIN)/python -m email_trm.evaluation.ensembles --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \

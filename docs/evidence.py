@@ -29,6 +29,7 @@ ORDER: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("reasoning", (("evidence-reasoning",),)),
     ("owner", (("evidence-owner",),)),
     ("serving", (("evidence-serving",),)),
+    ("learn", (("evidence-learn",),)),
     ("search", (("evidence-search",),)),
     ("ensemble", (("evidence-ensemble",),)),
 )

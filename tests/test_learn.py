@@ -195,7 +195,8 @@ def test_any_mail_comes_back(tmp_path_factory: pytest.TempPathFactory, name: str
 def test_moved_mails() -> None:
     """Only what went from one category's folder to another's counts, whatever the server calls its folders."""
     names = ["work", "spam"]
-    def now(folder: str | None) -> list[str]: return [c.category for c in moved({"1": "work"}, [Email("1", folder=folder)], names)]
+    def now(folder: str | None) -> list[str]:
+        return [c.category for c in moved({"1": "work"}, [Email("1", folder=folder)], names)]
     assert now("EmailTRM/spam") == now("INBOX.EmailTRM.spam") == now("INBOX/emailtrm/Spam") == ["spam"]
     for quiet in ("EmailTRM/work", "EmailTRM/Quarantine", "INBOX", "Trash", "NotEmailTRM/spam", "EmailTRM/spam/old", None):
         assert now(quiet) == []
@@ -365,7 +366,8 @@ def test_the_commands(tmp_path: Path, tiny: Path, mails: list[Email], monkeypatc
     app.add_typer(feedback_app, name="feedback")
     app.command()(learn_command)
     monkeypatch.setenv("EMAIL_TRM_FEEDBACK", str(tmp_path / "store"))
-    def run(*words: str) -> Any: return CliRunner().invoke(app, list(words))
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, list(words))
     rest = others(mails)
     write_mails([replace(c.mail, category="work") for c in wishes(mails)], tmp_path / "corrected.jsonl")
     write_mails(rest[:80], tmp_path / "guard.jsonl")
