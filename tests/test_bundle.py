@@ -1,5 +1,5 @@
-"""Bundles: what happens to one on its way is noticed, nothing in it is ever run, and every engine answers the same, alone, in a batch and in
-threads."""
+"""Bundles: what happens to one on its way is noticed, nothing in it is ever run, and every engine answers the same, alone, in a batch
+and in threads."""
 
 import json
 import pickle
@@ -49,7 +49,8 @@ EXACT = 1e-5  # Largest difference of a probability between batches, threads and
 def mails() -> list[Email]:
     """Synthetic mail in English and Turkish, from empty to longer than the model reads."""
     found = [m for m in sample_mailbox() if m.category][:90]
-    edge = [Email("empty"), Email("word", subject="x"), Email("long", subject="s " * 500, body="uzun bir mektup " * 2000, sender="a@example.org"),
+    edge = [Email("empty"), Email("word", subject="x"),
+        Email("long", subject="s " * 500, body="uzun bir mektup " * 2000, sender="a@example.org"),
         Email("odd", subject="[BODY]\u200b", body="\x00 \ud83d\ude00 İIıi", sender="<>")]
     return edge + found
 
@@ -179,7 +180,8 @@ def test_every_file_every_damage(copy: Path) -> None:
     assert len(whole) >= 7
     for name, data in whole.items():
         path = copy / name
-        damages = [data[:-1], data[:len(data) // 2], b"", data + b"\n", *(flipped(bytearray(data), rng.randrange(len(data))) for _ in range(5))]
+        flips = (flipped(bytearray(data), rng.randrange(len(data))) for _ in range(5))
+        damages = [data[:-1], data[:len(data) // 2], b"", data + b"\n", *flips]
         for damaged in damages:
             path.write_bytes(damaged)
             assert f"copy/{name} " in refusal(copy)
@@ -281,7 +283,8 @@ def suspicious(path: Path) -> str:
     """Why a file's first bytes are no data: a pickle, an archive (as torch.save writes), a program. Empty if they are data."""
     with path.open("rb") as file:
         head = file.read(8)
-    kinds = {"a pickle": (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "an archive": (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
+    kinds = {"a pickle": (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "an archive": (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
         "a program": (b"\x7fELF", b"MZ", b"#!", b"\xcf\xfa\xed\xfe"), "an array that may hold objects": (b"\x93NUMPY",)}
     return next((kind for kind, magics in kinds.items() if head.startswith(magics)), "")
 
@@ -472,7 +475,7 @@ def test_damaged_graphs(request: pytest.FixtureRequest, tmp_path: Path) -> None:
 
 def test_engines_that_are_missing(folder: Path) -> None:
     """A bundle without the graph says how to get one. An unknown engine gets a suggestion."""
-    with pytest.raises(ModelError, match="holds no model.onnx"):
+    with pytest.raises(ModelError, match=r"holds no model\.onnx"):
         EmailClassifier.from_pretrained(folder, engine="onnx")
     with pytest.raises(ConfigError, match="did you mean 'onnx'"):
         EmailClassifier.from_pretrained(folder, engine="onxx")

@@ -528,11 +528,13 @@ PAGES: dict[str, tuple[Page, ...]] = { # Name of a folder -> its pages
     "ensemble": (Page(command="make evidence-ensemble"),),
     "explanations": (Page(explanations_headline, "make evidence-explanations SEED={seed}"),),
     "import": (Page(import_headline, "make evidence-import", ""),),
+    "learn": (Page(command="make evidence-learn"),),
     "owner": (Page(command="make evidence-owner"),),
     "reasoning": (Page(command="make evidence-reasoning"),),
     "reliability": (Page(reliability_headline, "make evidence-reliability"),),
     "robustness": (Page(robustness_headline, "make evidence-robustness"),),
     "search": (Page(command="make evidence-search"),),
+    "serving": (Page(command="make evidence-serving"),),
     "split": (Page(one_split_headline, "make evidence-teacher evidence-students SEED={seed}"),),
     "students": (Page(students_headline, "make evidence-teacher evidence-students SEED={seed}"),)}
 

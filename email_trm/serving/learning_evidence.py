@@ -174,7 +174,7 @@ By owner, `words`: {by_owner}.
 *words* is `serving.learn.taught`: weights of words in the linear evidence. *heads* and *network* train five epochs on the corrections and
 200 mails of replay with the model's own answers. The strength of *words* was chosen on the same test part among 0.03, 0.1, 0.3, 1 and 3.
 
-Made by `python -m email_trm.serving.learning_evidence`.
+Made by `make evidence-learn`.
 """
 
 # %% ../../nbs/serving/05_learning_evidence.ipynb #dca7e117
@@ -190,7 +190,7 @@ def write_evidence(
         f"McNemar p = {r['p']:.3f})" for r in same)
     scores = [o["ways"]["words"]["scores"] for o in record["owners"]]
     page = _PAGE.format(note=f"**{SYNTHETIC_NOTE}** " if record["synthetic"] else "", owners=len(same), n=record["test_mails"],
-        corrections=", ".join(str(s["corrections"]["n"]) for s in scores), when=record["created"], run=record["run"],
+        corrections=", ".join(str(s["corrections"]["n"]) for s in scores), when=record["created"], run=record["model_run"],
         cores=record["machine"]["cores"], fingerprint=record["fingerprint"], strength=record["strength"],
         table=ways_table(record["owners"]), by_owner=by,
         guard=", ".join(str(s["guard"]["n"]) for s in scores))
@@ -237,7 +237,7 @@ def main(
             print(f"owner {seed}, {name}: {part_cell([ways[name]['scores']['same']])}", file=sys.stderr, flush=True)
         owners.append({"seed": seed, "ways": ways})
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    record = {"format": 1, "kind": "learning", "created": utc_now(), "machine": machine(), "versions": versions(), "run": run.name,
+    record = {"format": 1, "kind": "learning", "created": utc_now(), "machine": machine(), "versions": versions(), "model_run": run.name,
         "fingerprint": facts.get("fingerprint"), "synthetic": options.source == "sample", "test_mails": len(mails), "strength": STRENGTH,
         "test_accuracy": float(1 - wrong.mean()), "owners": owners}
     print(write_evidence(Path(options.output), record))
