@@ -51,6 +51,7 @@ EXTRA = {
 PAGES = {"CONTRIBUTING.md": "project/contributing.md", "data/README.md": "project/data.md", "reports/README.md": "project/reports.md",
     "configs/accelerate/README.md": "project/processes.md", "reports/reliability/README.md": "project/reliability.md",
     "reports/robustness/README.md": "project/robustness.md", "deploy/README.md": "project/deploy.md",
+    "reports/learn/README.md": "project/learn.md",
     "reports/actions/README.md": "project/actions.md", "reports/actions/STAGES.md": "project/stages.md",
     "email_trm/models/actions/README.md": "project/policy-card.md",
     "reports/benchmark/README.md": "project/benchmark.md", "reports/students/README.md": "project/students.md",
