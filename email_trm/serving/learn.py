@@ -322,8 +322,12 @@ def learn(
     new = EmailClassifier(taught(old, tokenizer, [c.label for c in wrong], kept), tokenizer)
     in_use = EmailClassifier(*load_model(target)) if target.exists() else EmailClassifier(old, tokenizer)
     if in_use.categories != names: raise ConfigError("the model in --output has other categories", "choose another --output")
-    found = compare_models(in_use, new, {"corrections": [c.label for c in wrong], **parts})
+    asked = {"corrections": [c.label for c in wrong], **parts}
+    found = compare_models(in_use, new, asked)
     against = objections(found)
+    if target.exists(): # Small losses must not add up from one learning to the next
+        since = objections(compare_models(EmailClassifier(old, tokenizer), new, asked))
+        against += [f"{what}, against the model that learning began from" for what in since]
     record = learning_record(parent, wrong, found, {"kind": kind, "n": len(kept)}, seed)
     record |= {"unknown_category": sum(c.category not in names for c in said), "seconds": time.monotonic() - began}
     if dry_run: return Learned(None, record, against)
