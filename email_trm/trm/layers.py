@@ -8,6 +8,7 @@ __all__ = ['pair_ids', 'MailEmbedding', 'reading_mask', 'SlotPooling', 'ScoreLin
 
 # %% ../../nbs/trm/01_layers.ipynb #b4db5d25
 import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -162,6 +163,9 @@ class SlotLayer(nn.Module):
         x = self.norm_attention(x + self.output(seen))
         return self.norm_mlp(x + self.mlp(x))
 
+# %% ../../nbs/trm/01_layers.ipynb #7b15eb69
+_one = threading.RLock() # Held while the process's choice of attention is changed
+
 # %% ../../nbs/trm/01_layers.ipynb #dbd462c3
 class Reader(nn.Module):
     """Transformer layers (post-norm, GELU) over rows of the token table, their mean, and what it says of the categories."""
@@ -188,8 +192,12 @@ class Reader(nn.Module):
         return bool(self.swift)
 
     def run(self, layer: nn.Module, x: Tensor, pad: Tensor) -> Tensor:
-        """One layer, [B, T, W] to [B, T, W]; `pad` [B, T] is True at padding."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training and has_bf16()), sdpa_kernel(SDPBackend.MATH):
+        """One layer, [B, T, W] to [B, T, W]; `pad` [B, T] is True at padding. The choice of attention is the whole process's: one at a
+        time may change it, and PyTorch's fused layer, which answers without gradients, needs no choice."""
+        if torch.backends.mha.get_fastpath_enabled() and not (self.training or torch.is_grad_enabled()):
+            fused: Tensor = layer(x, src_key_padding_mask=pad)
+            return fused
+        with _one, torch.autocast(x.device.type, torch.bfloat16, enabled=self.training and has_bf16()), sdpa_kernel(SDPBackend.MATH):
             found: Tensor = layer(x, src_key_padding_mask=pad)
         return found
 
