@@ -241,7 +241,7 @@ evidence-serving: $(DEV) ## Make reports/serving again: load beside a naive serv
 	@mkdir -p build/evidence/serving
 	@$(BIN)/python tests/fuzz_api.py $${CASES:-1000} build/evidence/serving/contract.json
 	@$(BIN)/python -m email_trm.serving.load --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --work build/evidence/serving \
-	  --output reports/serving $${SECONDS_EACH:+--seconds "$$SECONDS_EACH"}
+	  --output reports/serving --seconds $${SECONDS_EACH:-15} --soak $${SOAK:-600}
 
 evidence-learn: $(TEACHER) build/evidence/robustness-run/metrics.json ## Make reports/learn again: what corrections teach (15 minutes)
 	@$(KEEP) $(BIN)/python -m email_trm.serving.learning_evidence --run build/evidence/robustness-run \
