@@ -69,6 +69,7 @@ def test_all_stages_through_papermill(whole: Path) -> None:
     assert not any(line in report for text in texts for line in text.splitlines() if len(line) > 20)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(whole: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of stages, again and again: the weights are those of a run that nobody disturbed, bit for bit."""
     work, kills, clock = tmp_path / "work", 0, random.Random(0)
