@@ -164,7 +164,7 @@ def naive_app(
     def ready() -> dict[str, str]: return {"status": "ready"}
     @app.post("/v1/classify")
     def classify(emails: Annotated[list[dict[str, Any]], Body(embed=True)]) -> dict[str, Any]:
-        p = pipeline.predict_proba([Email(e["id"], e["subject"], e["body"], e["sender"]) for e in emails])
+        p = pipeline.predict_proba([f"{e['sender']} {e['subject']} {e['body']}" for e in emails])
         rows = [dict(zip(pipeline.classes_, map(float, row), strict=True)) for row in p]
         return {"predictions": [{"id": e["id"], "category": max(r, key=r.__getitem__), "probabilities": r}
             for e, r in zip(emails, rows, strict=True)]}
@@ -181,7 +181,7 @@ def serve_naive(
     from email_trm.evaluation.peers import tfidf_logistic
 
     mails = to_mails(EmailDatasetManager(source).load().frame)
-    pipeline = tfidf_logistic().fit(mails, [str(m.category) for m in mails])
+    pipeline = tfidf_logistic().fit([f"{m.sender} {m.subject} {m.body}" for m in mails], [str(m.category) for m in mails])
     uvicorn.run(naive_app(pipeline), port=port, log_level="critical")
 
 # %% ../../nbs/serving/14_load.ipynb #b9fcb981
