@@ -245,7 +245,7 @@ evidence-serving: $(DEV) ## Make reports/serving again: load beside a naive serv
 
 evidence-learn: $(TEACHER) build/evidence/robustness-run/metrics.json ## Make reports/learn again: what corrections teach (15 minutes)
 	@$(KEEP) $(BIN)/python -m email_trm.serving.learning_evidence --run build/evidence/robustness-run \
-	  --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/learn --overwrite
+	  --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --output reports/learn
 
 evidence-ensemble: $(CORE) ## Make reports/ensemble again: what several models gain, and one distilled from them (MAILS= chooses; goes on where it stopped)
 	@$(BIN)/python -m email_trm.evaluation.ensembles --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" \

@@ -26,7 +26,7 @@ from .store import kind_of, to_table
 from ..mail.message import Email, email_from_dict, email_to_dict
 
 # %% ../../nbs/data/07_feedback.ipynb #5600b650
-SOURCES = ("api", "widget", "moved", "file") # Who passes corrections on: the server, the page, a look at the folders, a labelled file
+SOURCES = ("api", "widget", "moved", "file") # Who passes corrections on: the service, a notebook, a look at the folders, a labelled file
 
 # %% ../../nbs/data/07_feedback.ipynb #d8dfd062
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class FeedbackStore:
     def __init__(self,
         folder: str | Path, # Made if it is not there
     ) -> None:
-        self.path = private_folder(folder) / "feedback.sqlite"
+        self.path = private_folder(folder) / STORE
         with transaction(self.path) as base:
             for statement in filter(str.strip, _TABLES.split(";")): base.execute(statement)
         self.path.chmod(0o600)
