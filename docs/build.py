@@ -1,5 +1,8 @@
 """Build the docs without Quarto: nbs/ -> plain notebooks in _docs/src -> Sphinx -> _docs/html. Any warning fails the build.
 
+Guides, concepts, the FAQ and the changelog are Markdown (docs/guides.py); a dead link, a number that is not the report's or a block of
+code that nobody marked fails the build, too.
+
 nbdev decides what a reader sees (directives, documentation of exported names); the normaliser below turns that into notebooks
 that follow the nbformat schema, with links, pictures and headings that Sphinx understands. No notebook is executed: outputs are
 the saved ones, and signatures come from the exported modules. The result works offline and from file://.
@@ -21,6 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
 
+import guides
 import nbformat
 import yaml
 from fastcore.docments import DocmentText
@@ -51,18 +55,22 @@ EXTRA = {
 PAGES = {"CONTRIBUTING.md": "project/contributing.md", "data/README.md": "project/data.md", "reports/README.md": "project/reports.md",
     "configs/accelerate/README.md": "project/processes.md", "reports/reliability/README.md": "project/reliability.md",
     "reports/robustness/README.md": "project/robustness.md", "deploy/README.md": "project/deploy.md",
-    "reports/learn/README.md": "project/learn.md",
+    "reports/learn/README.md": "project/learn.md", "reports/serving/README.md": "project/serving.md",
+    "reports/augmentation/README.md": "project/augmentation.md",
+    "reports/explanations/README.md": "project/explanations.md",
     "reports/actions/README.md": "project/actions.md", "reports/actions/STAGES.md": "project/stages.md",
     "email_trm/models/actions/README.md": "project/policy-card.md",
     "reports/benchmark/README.md": "project/benchmark.md", "reports/students/README.md": "project/students.md",
     **{f"reports/students/split-{i}/README.md": f"project/students-{i}.md" for i in range(3)},
     "email_trm/models/default/README.md": "project/model-card.md"}
+ABOUT = ["project/data", "project/deploy", "project/processes", "project/contributing", "project/changelog"]  # Pages that are no reports
 PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
 MIMES = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
 EXPORTS = {"export", "exports", "exporti"}
 API_HEADING = re.compile(r"^### `[\w.]+`$")  # as api_markdown writes it
 MODULE_PATH = re.compile(r"(?<=[:>\[ |])(?:[a-z_]\w*\.)+(?=[A-Z]\w*[\[\],:|= ]|[A-Z]\w*$)")  # email_trm.trm.config. in front of a class
 CLASS_REPR = re.compile(r"<class '(?:\w+\.)*(\w+)'>")  # how Python shows a class that is no builtin
+ARRAY = re.compile(r"numpy\.ndarray\[tuple\[(?:typing\.)?Any, \.\.\.\], numpy\.dtype\[numpy\.(\w+)\]\]")  # what NDArray[floating] becomes
 CAPITALS = re.compile(r"^(?:[A-Z]\w*[a-z]\w*|\w+_\w+)(?:\.\w+)*$")
 
 
@@ -135,7 +143,8 @@ def api_markdown(module: str, name: str) -> str:
     obj = getattr(obj, "__func__", obj)
     if isinstance(obj, property):
         obj = obj.fget
-    lines = str(DocmentText(obj, docstring=False)).split("\n")  # annotations are not evaluated: some are only for type checkers
+    said = str(DocmentText(obj, docstring=False))  # annotations are not evaluated: some are only for type checkers
+    lines = ARRAY.sub(r"NDArray[\1]", said).replace("scipy.sparse._csr.", "").split("\n")
     cut = (line.partition(" # ") for line in lines)
     short = [MODULE_PATH.sub("", CLASS_REPR.sub(r"\1", code)) + mark + note for code, mark, note in cut]
     signature = "\n".join(["```python", *short, "```"])
@@ -224,6 +233,11 @@ def link_symbols(site: Site, text: str, page: Path) -> str:
     return outside_fences(text, line)
 
 
+def places(root: Path) -> dict[str, str]:
+    """Every page that is no notebook, and its place in the site."""
+    return PAGES | guides.pages(root)
+
+
 def place_link(site: Site, target: str, source: Path, page: Path) -> str:
     """Where a relative link of `source` leads in the built pages. Pictures are copied beside them."""
     path = Path(os.path.normpath(source.parent / unquote(target)))
@@ -235,8 +249,8 @@ def place_link(site: Site, target: str, source: Path, page: Path) -> str:
     rel = path.relative_to(site.root).as_posix()
     if path.suffix == ".ipynb" and path in notebooks(nbs):
         place = site.src / page_of(path.relative_to(nbs))
-    elif rel in PAGES:
-        place = site.src / PAGES[rel]
+    elif rel in places(site.root):
+        place = site.src / places(site.root)[rel]
     elif path.is_dir() and path.parent == nbs and path.name in ROOMS | EXTRA:
         place = site.src / path.name / "index.md"
     elif rel == "README.md":
@@ -337,6 +351,25 @@ def read_symbols(site: Site, found: list[Path]) -> None:
                         site.symbols[name] = (page, label_of(module, name))
 
 
+def project_order(place: str) -> tuple[bool, int]:
+    """Reports first, then the pages about working on the project."""
+    names = [page.removesuffix(".md") for page in PAGES.values()]
+    about = place in ABOUT
+    return about, ABOUT.index(place) if about else names.index(place)
+
+
+def written_page(site: Site, name: str, place: str) -> str:
+    """A Markdown file as a page: links and headings put right. Guides are also checked, and lose their marks."""
+    text = (site.root / name).read_text(encoding="utf-8")
+    if name in guides.pages(site.root):
+        for problem in guides.problems(site.root, name):
+            site.problem(site.root / name, problem)
+        text = guides.shown(site.root, text)
+    text = rewrite_links(text, lambda t: place_link(site, t, site.root / name, Path(place)))
+    text = level_headings([text])[0]
+    return link_symbols(site, text, Path(place)) if name.startswith("docs/") else text
+
+
 def write_sources(site: Site) -> int:
     """Write every page into the source folder. Returns how many there are."""
     shutil.rmtree(site.src, ignore_errors=True)
@@ -357,19 +390,18 @@ def write_sources(site: Site) -> int:
         rooms.setdefault(rel.parts[0], []).append((page.relative_to(rel.parts[0]).as_posix(), *title_and_line(nb)))
     for room, pages in rooms.items():
         (site.src / room / "index.md").write_text(room_page(room, (ROOMS | EXTRA)[room], pages), encoding="utf-8")
-    for name, place in PAGES.items():
+    for name, place in places(site.root).items():
         if (site.root / name).exists():
-            text = (site.root / name).read_text(encoding="utf-8")
-            text = rewrite_links(text, lambda t, name=name, place=place: place_link(site, t, site.root / name, Path(place)))
             (site.src / place).parent.mkdir(parents=True, exist_ok=True)
-            (site.src / place).write_text(level_headings([text])[0], encoding="utf-8")
+            (site.src / place).write_text(written_page(site, name, place), encoding="utf-8")
     if index is None:
         index = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# EmailTRM")])
         site.problems.append("nbs/index.ipynb: missing")
-    trees = [
-        toctree("Rooms", [f"{room}/index" for room in ROOMS if room in rooms]),
-        toctree("Notebooks to run", [f"{name}/index" for name in EXTRA if name in rooms]) if EXTRA.keys() & rooms.keys() else "",
-        toctree("Project", [place.removesuffix(".md") for name, place in PAGES.items() if (site.root / name).exists()]),
+    there = {place.removesuffix(".md"): name for name, place in places(site.root).items() if (site.root / name).exists()}
+    trees = [toctree(caption, chosen) for caption, names in guides.SECTIONS.items() if (chosen := [n for n in names if n in there])]
+    trees += [
+        toctree("Reference", [f"{room}/index" for room in (*ROOMS, *EXTRA) if room in rooms]),
+        toctree("Reports and project", sorted((place for place in there if place.startswith("project/")), key=project_order)),
     ]
     index.cells += [nbformat.v4.new_markdown_cell(tree, id=f"toc{n}") for n, tree in enumerate(trees) if tree]
     nbformat.write(index, site.src / "index.ipynb")

@@ -1,6 +1,7 @@
 """Sphinx configuration. docs/build.py writes the pages that Sphinx reads; see there."""
 import configparser
 import importlib.metadata
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ nb_ipywidgets_js = {}  # the default loads scripts from a CDN
 nb_code_prompt_show = "Source"
 nb_code_prompt_hide = "Hide source"
 nb_number_source_lines = False
+highlight_language = "none"  # a block that names no language is a drawing or a listing, not Python
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "html_image", "attrs_inline"]
 myst_dmath_double_inline = True
 myst_links_external_new_tab = False
@@ -34,6 +36,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 html_last_updated_fmt = None
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"text": "EmailTRM"},
     "show_navbar_depth": 1,
@@ -69,6 +72,14 @@ def copy_mathjax(app, exception) -> None:
         shutil.copyfile(str(source.locate()), target)
 
 
+def accessible(app, pagename, templatename, context, doctree) -> None:
+    """Say of each table heading whether it stands over a column or before a row, and let the keyboard reach long formulas."""
+    head, rest = re.compile(r"<thead.*?</thead>", re.DOTALL), re.compile(r"<th(?=[\s>])(?![^>]*\bscope=)")
+    body = head.sub(lambda m: rest.sub('<th scope="col"', m[0]), context.get("body", ""))
+    context["body"] = rest.sub('<th scope="row"', body).replace('<div class="math ', '<div tabindex="0" class="math ')
+
+
 def setup(app) -> None:
     """Sphinx calls this."""
+    app.connect("html-page-context", accessible)
     app.connect("build-finished", copy_mathjax)

@@ -77,7 +77,7 @@ def statuses(result: BulkResult) -> dict[str, str]:
 
 def test_killed_and_resumed(tmp_path: Path) -> None:
     """`kill -9` after the first shard: what is there is whole, the next run keeps it, does the rest and leaves no hidden file."""
-    source = write_shards(tmp_path / "mails", (20, 300, 20))
+    source = write_shards(tmp_path / "mails", (10, 160, 10))
     process = subprocess.Popen(command(source, tmp_path / "answers"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline().split() == ["part-0.parquet", "done"]
     deadline = time.monotonic() + 30

@@ -1,13 +1,17 @@
 """The scripts around the notebooks: README, docs normaliser, site check, drift gate."""
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import build
 import drift
+import guides
 import nbformat
 import pytest
 import readme
+from browser import OPTIONS, check_pages, find_chromium
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,15 +48,17 @@ def test_readme_renders(tmp_path: Path) -> None:
     assert text == readme.render(path) and text.endswith("\n") and not text.endswith("\n\n")
 
 
-def test_readme_check(tmp_path: Path) -> None:
+def test_readme_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--check` writes nothing and exits 1 when the README is out of step, 0 when it is not."""
     notebook, target = save(tmp_path / "index.ipynb", new_markdown_cell("# T")), tmp_path / "README.md"
-    command = [sys.executable, ROOT / "docs" / "readme.py", "--notebook", notebook, "--readme", target]
-    run = lambda *more: subprocess.run([*command, *more], capture_output=True)
-    assert run("--check").returncode == 1 and not target.exists()
-    assert run().returncode == 0 and run("--check").returncode == 0
+    def run(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["readme.py", "--notebook", str(notebook), "--readme", str(target), *more])
+        return int(readme.main() or 0)
+
+    assert run("--check") == 1 and not target.exists()
+    assert run() == 0 and run("--check") == 0
     target.write_text("changed", encoding="utf-8")
-    assert run("--check").returncode == 1 and target.read_text(encoding="utf-8") == "changed"
+    assert run("--check") == 1 and target.read_text(encoding="utf-8") == "changed"
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------------------
@@ -149,6 +155,70 @@ def test_site_check(tmp_path: Path) -> None:
     (tmp_path / "b.html").write_text(bad, encoding="utf-8")
     (tmp_path / "c.css").write_text("@import url(https://example.org/x.css);", encoding="utf-8")
     assert len(list(build.check_site(tmp_path))) == 5
+
+
+# ---- guides ----------------------------------------------------------------------------------------------------------------
+def test_a_guide_that_misleads_is_named(site: build.Site) -> None:
+    """A dead link, a block without a mark and a wrong number each fail the build; drawings and marks become what readers see."""
+    page = site.root / "docs" / "guides" / "maildir.md"
+    page.parent.mkdir(parents=True)
+    (site.root / "reports" / "x").mkdir(parents=True)
+    (site.root / "reports" / "x" / "metrics.json").write_text('{"a": 2}', encoding="utf-8")
+    block = "```sh\nls\n```\n"
+    page.write_text(f"# T\n\n[gone](nothing.md) 1<!-- = x a d -->\n\n{block}\n<!-- not run: why -->\n{block}", encoding="utf-8")
+    assert build.places(site.root)["docs/guides/maildir.md"] == "guides/maildir.md"
+    text = build.written_page(site, "docs/guides/maildir.md", "guides/maildir.md")
+    assert [problem.split(": ", 1)[1] for problem in site.problems] == ["line 5: a block of code has no mark, see docs/guides.py",
+        "says 1, but x has 2 at a", "links to nothing.md, which is not in the repository"]
+    assert "1<!--" not in text and "Not run by the tests: why." in text
+
+
+def test_the_side_bar_has_its_sections() -> None:
+    """Start, Guides, Concepts come first, and the pages that are no reports come last, after the reports."""
+    assert list(guides.SECTIONS) == ["Start", "Guides", "Concepts"]
+    places = [place.removesuffix(".md") for place in build.places(ROOT).values() if place.startswith("project/")]
+    ordered = sorted(places, key=build.project_order)
+    assert ordered[0] == "project/reports" and ordered[-len(build.ABOUT):] == build.ABOUT
+
+
+SHOWN = ("guides/quick-start", "guides/maildir", "concepts/halting", "concepts/stages")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Some guides as a site of their own. Where links lead is checked by `make docs`: here they are words."""
+    if not find_chromium():
+        pytest.skip("Chromium is not installed: pages are not looked at")
+    out = tmp_path_factory.mktemp("site")
+    small = build.Site(ROOT, out / "src")
+    for name in SHOWN:
+        target = small.src / f"{name}.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = build.written_page(small, f"docs/{name}.md", f"{name}.md")
+        target.write_text(re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)]+\)", r"\1", text), encoding="utf-8")
+    (small.src / "index.md").write_text("# T\n\n" + build.toctree("Start", list(SHOWN)), encoding="utf-8")
+    assert build.sphinx(small.src, out / "html", out / "doctrees") == 0 and small.problems == []
+    yield out / "html"
+
+
+def test_guides_in_a_browser(html: Path) -> None:
+    """In light and dark, as wide as a phone: readable, nothing from the network, nothing that runs off the page.
+
+    The theme says on the console which scheme it shows, and has a second title that only printers see: neither is a fault of a page.
+    """
+    theme = re.compile(r'console: "\[PST\]: |^\w+: 2 h1 headings$')
+    for page, found in check_pages([html / f"{name}.html" for name in SHOWN]).items():
+        assert [line for line in found if not theme.search(line)] == [], Path(page).name
+
+
+def test_search_from_a_folder(html: Path, tmp_path: Path) -> None:
+    """The search finds a page when the site is opened from disk, where scripts may read no other file."""
+    options = [option for option in OPTIONS if option != "--allow-file-access-from-files"]
+    address = (html / "search.html").as_uri() + "?q=exploration"
+    command = [find_chromium() or "", *options, f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000", address]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False).stdout
+    results = re.search(r'<div id="search-results">.*?</ul>', found, re.DOTALL)
+    assert results and 'href="concepts/halting.html"' in results[0]
 
 
 # ---- drift -----------------------------------------------------------------------------------------------------------------

@@ -1,16 +1,15 @@
 """`email-trm data drift`, through the installed command, on synthetic mail: exit codes, and no mail in what it prints."""
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forked import email_trm
 
 from email_trm.mail.message import email_to_dict
 from email_trm.mail.sample import sample_mailbox
 
-DRIFT = (sys.executable, "-c", "from email_trm.cli.cli import main; main()", "data", "drift")
+DRIFT = ("data", "drift")
 CANARY = "xylograph"  # In every subject, body and address below
 
 
@@ -29,7 +28,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("new", "level", "code"), [("odd", "stable", 0), ("turkish", "large", 3)])
 def test_drift_and_its_exit_code(boxes: Path, new: str, level: str, code: int) -> None:
     command = [*DRIFT, "even.jsonl", f"{new}.jsonl", "--gate", "--output", "d.json"]
-    done = subprocess.run([*command, "--limit", "200"], cwd=boxes, capture_output=True)
+    done = email_trm(*command, "--limit", "200", cwd=boxes)
     assert done.returncode == code, done.stderr.decode()
     found = json.loads((boxes / "d.json").read_text(encoding="utf-8"))
     assert found["level"] == level and found["confidence"]["old"] > 0
@@ -40,5 +39,5 @@ def test_drift_and_its_exit_code(boxes: Path, new: str, level: str, code: int) -
 
 def test_too_few_mails_are_refused(boxes: Path) -> None:
     command = [*DRIFT, "even.jsonl", "few.jsonl", "--no-model"]
-    done = subprocess.run(command, cwd=boxes, capture_output=True)
+    done = email_trm(*command, cwd=boxes)
     assert done.returncode == 4 and b"too few" in done.stderr

@@ -247,7 +247,8 @@ print(json.dumps([trained.memory_events, max(r.get("eval_macro_f1", 0) for r in 
 """
 
 
-@pytest.mark.parametrize("kind", ["rlimit", pytest.param("cgroup", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rlimit", "cgroup"])
 def test_a_machine_smaller_than_planned(kind: str) -> None:
     """Under a real limit, training splits its updates and ends: after an allocation failed, or before a container kills it."""
     folder = memory_cgroup(2**40) if kind == "cgroup" else None

@@ -32,8 +32,9 @@ from email_trm.data.tokens import segment_texts, train_tokenizer
 from email_trm.mail.message import Email
 from email_trm.mail.sample import sample_mailbox
 from email_trm.serving import learn as learning
+from email_trm.serving.bundle import model_version
 from email_trm.serving.classifier import EmailClassifier
-from email_trm.serving.learn import beside, exchange, learn, model_hash, objections, paired, publish, settle
+from email_trm.serving.learn import beside, exchange, learn, objections, paired, publish, settle
 from email_trm.training.trainer import Recipe, build_model, learn_evidence
 from email_trm.trm.files import REQUIRED, save_model
 
@@ -216,7 +217,7 @@ def test_corrections_are_learned_and_the_rest_stays(tmp_path: Path, tiny: Path, 
     assert scores["corrections"]["before"]["right"] < 5
     assert scores["file"]["lost"] - scores["file"]["gained"] <= 1
     record = json.loads((tmp_path / "mine" / "training.json").read_text())
-    assert record["parent"] == {"folder": str(tiny), "hash": model_hash(tiny)}
+    assert record["parent"] == {"folder": str(tiny), "hash": model_version(tiny)}
     assert record["corrections"] == {"n": 20, "by_source": {"widget": 20}, "by_category": {"work": 20}}
     assert not any(m.id in json.dumps(record) for m in mails)
     assert {p.category for p in EmailClassifier.from_pretrained(tmp_path / "mine").predict([c.mail for c in wishes(mails)])} == {"work"}

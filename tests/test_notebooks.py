@@ -4,44 +4,24 @@ Each runs in a process of its own, so that no working directory, signal handler,
 and so that a notebook that hangs can be stopped. nbs/pipelines is left out: papermill runs those.
 """
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
-import tempfile
-import threading
 import tomllib
-from functools import cache
 from pathlib import Path
 
 import pytest
+from forked import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 LIMIT = 240  # seconds for one notebook
 FLAGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["nbdev"]["tst_flags"].split()
-SERVER = """
-import json, os, sys
-import matplotlib.pyplot, pandas, pandera, seaborn, sklearn, torch
+TEST = """
+import json, sys
 from nbdev.test import test_nb
-from transformers import AutoModel, Trainer
-for line in sys.stdin:
-    path, folder, log, flags, base, limit = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        os.chdir(folder)
-        written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for number, opened in ((0, os.open(os.devnull, os.O_RDONLY)), (1, written), (2, written)): os.dup2(opened, number)
-        passed = False
-        try: passed, _ = test_nb(path, skip_flags=flags, basepath=base, cell_timeout=limit)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(not passed)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+path, flags, base, limit = sys.argv[1:]
+passed, _ = test_nb(path, skip_flags=json.loads(flags), basepath=base, cell_timeout=float(limit))
+sys.exit(not passed)
 """
 
 
@@ -57,36 +37,15 @@ def shorten(text: str, head: int = 6000, tail: int = 1500) -> str:
     return text if len(text) <= head + tail else f"{text[:head]}\n... {len(text) - head - tail} characters left out ...\n{text[-tail:]}"
 
 
-@cache
-def server() -> subprocess.Popen[str]:
-    """A process that has imported the large libraries and forks for each notebook: importing them takes longer than most notebooks."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SERVER], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-
-
 def run_notebook(path: Path, limit: float = LIMIT) -> str:
     """Run one notebook in a new process. Returns an empty string, or what went wrong with the traceback of the failing cell."""
-    serving = server()
-    assert serving.stdin and serving.stdout
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        serving.stdin.write(json.dumps([str(path), str(path.parent), str(log), FLAGS, str(ROOT), limit]) + "\n")
-        serving.stdin.flush()
-        pid = int(serving.stdout.readline())
-        overdue = threading.Event()
-
-        def stop() -> None:
-            overdue.set()
-            os.killpg(pid, signal.SIGKILL)  # the notebook's own children too
-
-        clock = threading.Timer(limit, stop)
-        clock.start()
-        code = int(serving.stdout.readline())
-        clock.cancel()
-        output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    if overdue.is_set():
-        return f"{path.name} did not finish within {limit:.0f} s; it was stopped.\n{shorten(output)}"
-    return "" if code == 0 else f"{path.name} failed (exit code {code}).\n{shorten(output)}"
+    try:
+        done = run_python(TEST, str(path), json.dumps(FLAGS), str(ROOT), str(limit), cwd=path.parent, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        said = shorten(((error.output or b"") + (error.stderr or b"")).decode(errors="replace"))
+        return f"{path.name} did not finish within {limit:.0f} s; it was stopped.\n{said}"
+    said = shorten((done.stdout + done.stderr).decode(errors="replace"))
+    return "" if done.returncode == 0 else f"{path.name} failed (exit code {done.returncode}).\n{said}"
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.relative_to(NBS).with_suffix("").as_posix())

@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from email_trm.core.errors import ConfigError, RecordError, SourceError
 from email_trm.mail import readers
 from email_trm.mail.guard import Item, parse_item
-from email_trm.mail.message import MAX_MESSAGE_BYTES, stable_id
+from email_trm.mail.message import MAX_MESSAGE_BYTES, address, stable_id
 from email_trm.mail.readers import (
     FORMATS,
     ReadReport,
@@ -37,6 +38,7 @@ from email_trm.mail.readers import (
     read_items,
     split_mbox,
 )
+from email_trm.mail.sample import MAILBOX_KINDS, sample_mailbox, write_mailbox
 
 STAMP = b"From ada@example.org Mon Nov 23 10:00:00 2026\n"
 
@@ -494,3 +496,19 @@ def test_no_file_surprises(tmp_path: Path, magic: bytes, raw: bytes) -> None:
         assert all(isinstance(i, Item) for i in read_items(path))
     except SourceError as error:
         assert error.remedy
+
+
+@pytest.mark.parametrize("kind", MAILBOX_KINDS[1:])
+def test_the_sample_as_a_mailbox_is_read_as_it_was(kind: str, tmp_path: Path) -> None:
+    """Written as mail programs keep it, every synthetic mail comes back: place, words, writer and time."""
+    mails = sample_mailbox(60)
+    assert write_mailbox(tmp_path / f"box.{kind}", mails, kind) == len(mails)
+    found = {m.message_id: m for m in read_emails(tmp_path / f"box.{kind}", isolate=False)}
+    assert found.keys() == {m.message_id for m in mails}
+    for mail in mails:
+        read = found[mail.message_id]
+        assert (read.folder, read.subject.split()) == (mail.folder, mail.subject.split())
+        now, then = ([w for w in m.body.split() if "." not in w] for m in (read, mail))  # Links are cut to their domain
+        assert now == then and len(then) > 3
+        assert (address(read.sender), read.in_reply_to) == (address(mail.sender), mail.in_reply_to)
+        assert datetime.fromisoformat(str(read.timestamp)) == datetime.fromisoformat(str(mail.timestamp))

@@ -27,7 +27,7 @@ from .data import data_app
 from .feedback import LEARN_EXAMPLES, feedback_app, learn
 from .serve import SERVE_EXAMPLES, serve
 from .triage import TRIAGE_EXAMPLES, UNDO_EXAMPLES, triage, undo
-from ..core.errors import ConfigError, EmailTRMError, SourceError
+from ..core.errors import ConfigError, EmailTRMError, SourceError, need
 
 # %% ../../nbs/cli/09_cli.ipynb #7c102807
 app = typer.Typer(name="email-trm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -190,9 +190,7 @@ def search(
     worker: Annotated[int, typer.Option(min=0, help="0 writes the report; others only search.")] = 0,
 ) -> None:
     """Search for better hyperparameters, and compare what was found with the default ones on mail that chose nothing."""
-    from importlib.util import find_spec
-
-    if find_spec("optuna") is None: raise ConfigError("optuna is not installed", "pip install 'email-trm[search]'")
+    need("search", "optuna")
     if source != "sample" and not Path(source).expanduser().exists():
         raise SourceError(f"{source} does not exist", "check the path")
     parameters = {"source": source, "trials": trials, "minutes": minutes, "size": size, "mails": mails, "storage": storage,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['data_app', 'build_app', 'FieldOption', 'FormatOption', 'JsonOption', 'inspect', 'show_statistics', 'import_',
            'import_bar', 'show_import', 'validate', 'show_gates', 'split', 'some_mails', 'show_drift', 'drift',
-           'report', 'download', 'labels_path', 'public_mail']
+           'report', 'sample', 'download', 'labels_path', 'public_mail']
 
 # %% ../../nbs/cli/01_data.ipynb #e3e6ce7d
 import json
@@ -324,6 +324,23 @@ def report(
     check_template(notebook, parameters)
     execute(notebook, folder, parameters)
     print(f"Report: {folder / 'report.html'}")
+
+# %% ../../nbs/cli/01_data.ipynb #dcef1e50
+@data_app.command(epilog=examples("email-trm data sample play.jsonl", "email-trm data sample play",
+    "email-trm data sample Takeout.mbox --mails 200"))
+def sample(
+    place: Annotated[Path, typer.Argument(help="A .jsonl file with labels, an .mbox like a Gmail Takeout, else a Maildir.")],
+    mails: Annotated[int, typer.Option(min=1, help="About how many received mails.")] = 600,
+    seed: Annotated[int, typer.Option(help="The same seed, the same mails.")] = 0,
+) -> None:
+    """Write the synthetic mailbox, to try things on. Every mail, name and address in it was made up by a program."""
+    from email_trm.mail.sample import sample_mailbox, write_mailbox, write_sample
+
+    if place.exists(): raise ConfigError(f"{place} exists", "name another place")
+    found = sample_mailbox(mails, seed)
+    if place.suffix == ".jsonl": write_sample(place, mails, seed)
+    else: write_mailbox(place, found, "mbox" if place.suffix == ".mbox" else "maildir")
+    print(f"{len(found):,} SYNTHETIC mails: {place}")
 
 # %% ../../nbs/cli/01_data.ipynb #29e4b51e
 @data_app.command(epilog=examples("email-trm data download spamassassin --output data/raw/spamassassin",

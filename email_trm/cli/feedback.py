@@ -7,7 +7,6 @@ __all__ = ['feedback_app', 'StoreOption', 'FieldOption', 'LEARN_EXAMPLES', 'stor
            'show_learned', 'learn']
 
 # %% ../../nbs/cli/03_feedback.ipynb #60901ce4
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +28,10 @@ FieldOption = Annotated[list[str] | None, typer.Option(help="Our field name = th
 def store_folder(
     given: Path | None, # From the command line
 ) -> Path:
-    """Where the feedback lies."""
-    return given or Path(os.environ.get("EMAIL_TRM_FEEDBACK") or "~/.local/share/email-trm/feedback").expanduser()
+    """Where the feedback lies; see `data.feedback.feedback_folder`."""
+    from email_trm.data.feedback import feedback_folder
+
+    return feedback_folder(given)
 
 # %% ../../nbs/cli/03_feedback.ipynb #b2a0bca1
 @feedback_app.command(epilog=examples("email-trm feedback add corrected.jsonl",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .console import examples, say
-from ..core.errors import ConfigError
+from ..core.errors import need
 
 # %% ../../nbs/cli/06_serve.ipynb #43da7565
 KEY_VARIABLE = "EMAIL_TRM_API_KEY" # Environment variable that holds the key
@@ -33,19 +33,17 @@ def serve(
     shadow_share: Annotated[float, typer.Option(help="Share of the mails it reads.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Mails in a batch, at most.")] = 64,
     queue: Annotated[int, typer.Option(help="Mails that may wait; beyond, clients are told to come back.")] = 4096,
-    workers: Annotated[int, typer.Option(help="Batches computed at the same time.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Batches computed at the same time; as many as there are cores if left out.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for a request to arrive, and for its answer.")] = 60.0,
     log: Annotated[str, typer.Option(help="DEBUG: each request's route, status and time; INFO: models; WARNING, ERROR.")] = "INFO",
 ) -> None:
     """Serve the classifier over HTTP, with a page to try it. Bound to this machine; no mail is kept or logged."""
-    from importlib.util import find_spec
-
-    if find_spec("fastapi") is None: raise ConfigError("fastapi is not installed", "pip install 'email-trm[serve]'")
+    need("serve", "fastapi", "uvicorn", "prometheus_client")
     from email_trm.core.logs import start_logging
     from email_trm.serving.api import ServeSettings
     from email_trm.serving.api import serve as run
 
     start_logging(log)
-    settings = ServeSettings(model, engine, halt, host, port, os.environ.get(KEY_VARIABLE, ""), batch_size, queue, workers, timeout=timeout,
-        shadow=shadow, shadow_share=shadow_share, feedback=feedback)
+    settings = ServeSettings(model, engine, halt, host, port, os.environ.get(KEY_VARIABLE, ""), batch_size, queue, timeout=timeout,
+        shadow=shadow, shadow_share=shadow_share, feedback=feedback, **({} if workers is None else {"workers": workers}))
     run(settings, say)

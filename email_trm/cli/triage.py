@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SourceArgument', 'ApplyOption', 'JournalOption', 'JsonOption', 'TRIAGE_EXAMPLES', 'UNDO_EXAMPLES', 'show_plan',
-           'plan_record', 'carry_out', 'triage', 'undo']
+           'plan_record', 'carry_out', 'triage', 'undo', 'moved']
 
 # %% ../../nbs/cli/04_triage.ipynb #6f7d73d5
 import json
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from .actions import OwnerOption
 from .console import examples, say
+from .feedback import StoreOption, feedback_app, store_folder
 from ..core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -156,6 +157,19 @@ TRIAGE_EXAMPLES = examples("email-trm triage ~/Maildir", "email-trm triage ~/Mai
 UNDO_EXAMPLES = examples("email-trm undo ~/Maildir", "email-trm undo ~/Maildir --apply",
     "email-trm undo imaps://ada@imap.example.org --apply") # For `--help`
 
+# %% ../../nbs/cli/04_triage.ipynb #27059729
+def _journal(
+    given: Path | None, # From the command line
+    mailbox: "Mailbox", # Whose journal
+) -> Path:
+    """Where the journal lies. Raises `ConfigError` if there is none."""
+    from email_trm.serving.triage import journal_path
+
+    path = (given or journal_path(mailbox.name)).expanduser()
+    if not path.is_file():
+        raise ConfigError("there is no journal of this mailbox", "name it with --journal; where nothing was changed there is none")
+    return path
+
 # %% ../../nbs/cli/04_triage.ipynb #0de1f3e4
 def undo(
     source: SourceArgument, # The mailbox
@@ -165,15 +179,12 @@ def undo(
 ) -> None:
     """Take back what triage did to a mailbox, the last change first. Without --apply it only says how much."""
     from email_trm.serving.mailbox import open_mailbox
-    from email_trm.serving.triage import Journal, journal_path
+    from email_trm.serving.triage import Journal
     from email_trm.serving.triage import undo as take_back
 
     box, result, record = open_mailbox(source, write=apply), Counter[str](), None
     try:
-        path = (journal or journal_path(box.name)).expanduser()
-        if not path.is_file(): raise ConfigError("there is no journal of this mailbox",
-            "name it with --journal; where nothing was changed there is none")
-        record = Journal(path, box)
+        record = Journal(_journal(journal, box), box)
         found = Counter(e.change.op for e in record.undoable())
         if apply: result = take_back(box, record)
     finally:
@@ -184,3 +195,32 @@ def undo(
     else:
         print("to be taken back: " + (", ".join(f"{n:,} × {op}" for op, n in found.most_common()) or "nothing"))
         say("Nothing was changed. Add --apply to do it.")
+
+# %% ../../nbs/cli/04_triage.ipynb #508948a9
+@feedback_app.command("moved", epilog=examples("email-trm feedback moved ~/Maildir", "email-trm feedback moved ~/Maildir --dry-run"))
+def moved(
+    source: SourceArgument, # The mailbox
+    model: Annotated[Path | None, typer.Option(help="The model whose categories count. Default: the one in the box.")] = None,
+    journal: JournalOption = None, # Where changes are recorded
+    store: StoreOption = None, # Folder
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many there are.")] = False,
+) -> None:
+    """Keep as corrections what you moved from one category's folder into another's since triage. The mailbox is only read."""
+    from email_trm.data.feedback import FeedbackStore
+    from email_trm.serving.classifier import EmailClassifier
+    from email_trm.serving.mailbox import open_mailbox
+    from email_trm.serving.triage import Journal, moved_since
+    from email_trm.trm.files import quiet
+
+    quiet()
+    categories, box, record = EmailClassifier.from_pretrained(model).categories, open_mailbox(source, write=False), None
+    try:
+        record = Journal(_journal(journal, box), box)
+        found = moved_since(box, record, categories)
+    finally:
+        if record: record.close()
+        box.close()
+    if dry_run: print(f"{len(found):,} mails were moved by hand")
+    else:
+        new = FeedbackStore(store_folder(store)).add(*found)
+        print(f"{new:,} corrections added; {len(found) - new:,} known already")

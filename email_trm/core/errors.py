@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EmailTRMError', 'ConfigError', 'SourceError', 'RecordError', 'DataError', 'ModelError', 'GateError', 'PipelineError',
-           'ResourceError', 'TrainingError', 'StoppedError', 'suggest', 'exit_with_code']
+           'ResourceError', 'TrainingError', 'StoppedError', 'suggest', 'need', 'exit_with_code']
 
 # %% ../../nbs/core/00_errors.ipynb #cd6b08cf
 class EmailTRMError(Exception):
@@ -83,6 +83,7 @@ class StoppedError(EmailTRMError):
 
 # %% ../../nbs/core/00_errors.ipynb #df681287
 import functools
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -96,6 +97,15 @@ def suggest(
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"use one of: {', '.join(names)}"
+
+# %% ../../nbs/core/00_errors.ipynb #e209479a
+def need(
+    extra: str, # Name of the extra in `pip install 'email-trm[extra]'`
+    *modules: str, # Import names; they are looked for, not imported
+) -> None:
+    """Raise `ConfigError` for the first library that is not installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing: raise ConfigError(f"{missing[0]} is not installed", f"pip install 'email-trm[{extra}]'")
 
 # %% ../../nbs/core/00_errors.ipynb #fc306ee9
 def exit_with_code(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BYTES_PER_WEIGHT', 'BYTES_PER_TOKEN', 'TOKEN_COPIES', 'SLOT_COPIES', 'READER_COPIES', 'PRESETS', 'Footprint',
-           'activation_bytes', 'predict_memory', 'Preset', 'preset_for', 'memory_budget', 'thread_count',
+           'activation_bytes', 'predict_memory', 'Preset', 'preset_for', 'memory_budget', 'core_count', 'thread_count',
            'TrainingPlan', 'splits_of', 'plan_training']
 
 # %% ../../nbs/hardware/01_plan.ipynb #27fb05d9
@@ -89,16 +89,22 @@ def memory_budget(
     return int(max(min(base + 0.8 * free, total - reserve), base))
 
 # %% ../../nbs/hardware/01_plan.ipynb #62892cc6
+def core_count(
+    specs: MachineSpecs, # From `HardwareDetector.detect`
+) -> tuple[int, str]: # Cores, and why
+    """Cores worth keeping busy."""
+    usable = max(int(specs.usable_cores or specs.logical_cores or 1), 1)
+    for cores, why in ((specs.performance_cores, "one for each fast core"), (specs.physical_cores, "one for each core")):
+        if cores: return min(cores, usable), why if cores <= usable else "as many as this process may use"
+    return usable, "as many as this process may use"
+
+# %% ../../nbs/hardware/01_plan.ipynb #e8eb8e84
 def thread_count(
     specs: MachineSpecs, # From `HardwareDetector.detect`
 ) -> tuple[int, str]: # Threads, and why
     """Threads for matrix products."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted): return int(wanted), "OMP_NUM_THREADS says so"
-    usable = max(int(specs.usable_cores or specs.logical_cores or 1), 1)
-    for cores, why in ((specs.performance_cores, "one for each fast core"), (specs.physical_cores, "one for each core")):
-        if cores: return min(cores, usable), why if cores <= usable else "as many as this process may use"
-    return usable, "as many as this process may use"
+    return (int(wanted), "OMP_NUM_THREADS says so") if wanted.isdigit() and int(wanted) else core_count(specs)
 
 # %% ../../nbs/hardware/01_plan.ipynb #40fa4eb5
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Scope', 'Receive', 'Send', 'ASGI', 'OPEN', 'SHORT', 'REFUSALS', 'router', 'closed', 'Serving', 'is_loopback',
-           'ServeSettings', 'Meters', 'refusal', 'header', 'host_of', 'stranger', 'read_body', 'turned_away',
-           'fault_place', 'Gatekeeper', 'Service', 'known_category', 'action_records', 'status_of', 'on_errors',
-           'service_of', 'classify', 'classify_raw', 'explain', 'actions', 'feedback', 'model', 'reload', 'rollback',
-           'healthz', 'readyz', 'metrics', 'page_file', 'page', 'page_css', 'page_js', 'wake_up', 'create_app',
-           'open_socket', 'quiet_end', 'serve']
+           'cores_here', 'ServeSettings', 'Meters', 'refusal', 'header', 'host_of', 'stranger', 'read_body',
+           'turned_away', 'fault_place', 'Gatekeeper', 'Service', 'known_category', 'action_records', 'status_of',
+           'on_errors', 'service_of', 'classify', 'classify_raw', 'explain', 'actions', 'feedback', 'model', 'reload',
+           'rollback', 'healthz', 'readyz', 'metrics', 'page_file', 'page', 'page_css', 'page_js', 'wake_up',
+           'create_app', 'open_socket', 'quiet_end', 'serve']
 
 # %% ../../nbs/serving/09_api.ipynb #14f53c6a
 import asyncio
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import torch
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -40,6 +41,8 @@ from ..core.errors import ConfigError, DataError, EmailTRMError, ModelError, Rec
 from ..core.logs import get_logger, log_event
 from ..core.runs import versions
 from ..data.feedback import Correction, FeedbackStore
+from ..hardware.detect import HardwareDetector
+from ..hardware.plan import core_count
 from ..mail.guard import Parser
 from ..mail.message import Email, email_to_dict
 from .batching import MicroBatcher, Overloaded
@@ -68,6 +71,11 @@ def is_loopback(
     with contextlib.suppress(ValueError): return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host == "localhost"
 
+# %% ../../nbs/serving/09_api.ipynb #68e3276a
+def cores_here() -> int:
+    """Cores that answering may use: several batches on a core each are faster than one batch on several cores, and a mail alone is, too."""
+    return core_count(HardwareDetector().detect())[0]
+
 # %% ../../nbs/serving/09_api.ipynb #4244e734
 @dataclass(frozen=True)
 class ServeSettings:
@@ -81,7 +89,7 @@ class ServeSettings:
     api_key: str = field(default="", repr=False) # Clients send it as a bearer token
     most: int = 64 # Mails in a batch
     capacity: int = 4096 # Mails that may wait
-    workers: int = 1 # Batches computed at the same time
+    workers: int = field(default_factory=cores_here) # Batches computed at the same time
     connections: int = 512 # Requests at the same time
     memory: int = 256_000_000 # Bytes of requests that may lie in memory
     timeout: float = 60.0 # Seconds for a request to arrive, and for its answer
@@ -281,10 +289,8 @@ SHORT = 16 # Requests that may wait to be explained, to be parsed, or for action
 class Service:
     """Model desk, lines, parser and counters of a running service."""
 
-    def __init__(self, settings: ServeSettings, meters: Meters) -> None:
-        self.settings, self.meters = settings, meters
-        self.store = FeedbackStore(settings.feedback) if settings.feedback is not None else None
-        shadow = Shadow(load_served(settings.shadow), settings.shadow_share) if settings.shadow else None
+    def __init__(self, settings: ServeSettings, meters: Meters, shadow: Shadow | None, store: FeedbackStore | None) -> None:
+        self.settings, self.meters, self.store = settings, meters, store
         self.desk, self.parser, self.ready = ModelDesk(settings.model, shadow, settings.engine, settings.halt), Parser(), False
         def line(answer: Callable[[list[Any]], list[Any]], most: int = 1, capacity: int = SHORT, workers: int = 1,
                 seen: Callable[[int, float], None] = lambda size, seconds: None) -> MicroBatcher[Any, Any]:
@@ -577,11 +583,13 @@ def create_app(
     settings: ServeSettings | None = None, # How to serve
     failed: Callable[[Exception], None] = lambda error: None, # Told why the model cannot be loaded
 ) -> FastAPI:
-    """The service as an ASGI application. Raises `ConfigError` for settings that make no sense."""
+    """The service as an ASGI application. Raises `ConfigError` for settings that make no sense, `ModelError` for a damaged shadow."""
     settings, meters = (settings or ServeSettings()).check(), Meters()
+    shadow = Shadow(load_served(settings.shadow), settings.shadow_share) if settings.shadow else None
+    store = FeedbackStore(settings.feedback) if settings.feedback is not None else None
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = Service(settings, meters)
+        app.state.service = service = Service(settings, meters, shadow, store)
         loading = asyncio.create_task(wake_up(service, failed))
         yield
         await loading
@@ -626,6 +634,7 @@ def serve(
     def failed(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
+    torch.set_num_threads(max(1, cores_here() // settings.workers)) # Before there are threads: each takes the number when it begins
     app = create_app(settings, failed)
     place = open_socket(settings.host, settings.port)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, ws="none", timeout_keep_alive=5,

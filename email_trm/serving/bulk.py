@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Shard', 'find_shards', 'shard_mails', 'answer_schema', 'answer_row', 'shard_key', 'ShardResult',
-           'finished', 'score_shard', 'try_shard', 'BulkResult', 'local_results', 'ShardScorer', 'need_ray',
-           'import_ray', 'ray_cluster', 'ray_results', 'clear_partial', 'score_parquet']
+           'finished', 'score_shard', 'try_shard', 'BulkResult', 'local_results', 'ShardScorer', 'import_ray',
+           'ray_cluster', 'ray_results', 'clear_partial', 'score_parquet']
 
 # %% ../../nbs/serving/13_bulk.ipynb #710b953a
-import importlib.util
 import json
 import logging
 import os
@@ -29,8 +28,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.errors import ConfigError, EmailTRMError, RecordError, ResourceError, SourceError, suggest
-from ..core.runs import atomic_write
+from ..core.errors import ConfigError, EmailTRMError, RecordError, ResourceError, SourceError, need, suggest
+from ..core.runs import atomic_write, machine
 from ..mail.guard import parse_items
 from ..mail.message import Email
 from ..mail.readers import Blob, read_parquet
@@ -250,15 +249,10 @@ def _environment(
             if value is None: os.environ.pop(name, None)
             else: os.environ[name] = value
 
-# %% ../../nbs/serving/13_bulk.ipynb #be7840f9
-def need_ray() -> None:
-    """Raise `ConfigError` if Ray is not installed. Takes no time: Ray is not imported."""
-    if importlib.util.find_spec("ray") is None: raise ConfigError("ray is not installed", "pip install 'email-trm[ray]'")
-
 # %% ../../nbs/serving/13_bulk.ipynb #ca8b07b0
 def import_ray() -> Any: # The module
     """Ray without its statistics. Raises `ConfigError` if it is not installed."""
-    need_ray()
+    need("ray", "ray")
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
     import ray
     import ray.data
@@ -280,10 +274,10 @@ def ray_cluster(
             ray = import_ray()
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             own = not ray.is_initialized()
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             try:
                 if own and known: ray.init(**quiet)
-                elif own: ray.init("local", num_cpus=workers or cores, include_dashboard=False, object_store_memory=_STORE, **quiet)
+                elif own:
+                    ray.init("local", num_cpus=workers or machine()["cores"], include_dashboard=False, object_store_memory=_STORE, **quiet)
             except Exception as error: # Ray's own errors have no common base
                 raise ResourceError(f"the Ray cluster cannot be reached or started ({type(error).__name__})",
                     "look into /tmp/ray/session_latest/logs, or use the local engine") from None
@@ -350,7 +344,7 @@ def score_parquet(
     if engine not in ENGINES: raise ConfigError(f"there is no engine {engine!r}", suggest(engine, ENGINES))
     if engine == "local" and workers not in (None, 1): raise ConfigError("the local engine has one worker", "use the engine ray")
     if min(1 if workers is None else workers, batch_size) < 1: raise ConfigError("workers and batch size start at 1", "give larger numbers")
-    if engine == "ray": need_ray()
+    if engine == "ray": need("ray", "ray")
     began, shards = time.perf_counter(), find_shards(source, output)
     served = load_served(model)
     results = {s.name: kept for s in shards if resume and (kept := finished(s, served.version))}

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['STRENGTH', 'ALLOWED', 'MOST', 'fit_change', 'with_change', 'taught', 'paired', 'objections', 'guard_mails',
-           'replay_mails', 'exchange', 'beside', 'settle', 'publish', 'model_hash', 'check_output', 'parent_of',
-           'compare_models', 'Learned', 'write_learned', 'learn', 'learning_record']
+           'replay_mails', 'exchange', 'beside', 'settle', 'publish', 'check_output', 'parent_of', 'compare_models',
+           'Learned', 'write_learned', 'learn', 'learning_record']
 
 # %% ../../nbs/serving/04_learn.ipynb #90304dd4
 import copy
 import ctypes
-import hashlib
 import json
 import os
 import random
@@ -41,7 +40,7 @@ from ..evaluation.compare import mcnemar
 from ..evaluation.metrics import expected_calibration_error, macro_f1
 from ..mail.message import Email
 from ..mail.sample import sample_mailbox
-from .bundle import default_folder
+from .bundle import default_folder, model_folder, model_version
 from .classifier import EmailClassifier, predictions_frame
 from ..training.trainer import logits_and_steps, soft_targets
 from ..trm.evidence import LinearEvidence, count_ngrams, tfidf
@@ -218,18 +217,6 @@ def publish(
     shutil.rmtree(trash, ignore_errors=True)
     return output
 
-# %% ../../nbs/serving/04_learn.ipynb #c9bd9ccb
-def model_hash(
-    folder: str | Path, # A model folder
-) -> str: # 16 hex digits
-    """SHA-256 over the files that make a model. Raises `ModelError` if one is missing."""
-    digest = hashlib.sha256()
-    for name in sorted(REQUIRED):
-        path = Path(folder) / name
-        if not path.is_file(): raise ModelError(f"{folder} is no complete model folder: {name} missing", "give model/ of a finished run")
-        digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
 # %% ../../nbs/serving/04_learn.ipynb #231fd614
 def check_output(
     output: str | Path, # Where the new model shall go
@@ -250,13 +237,11 @@ def parent_of(
     output: Path, # From `check_output`
 ) -> Path: # A model folder
     """The model to begin from: the one named, else the parent of the model in use, else the one in the box."""
-    if model is not None:
-        path = Path(model).expanduser().absolute()
-        return path / "model" if (path / "model").is_dir() and not (path / "config.json").exists() else path
+    if model is not None: return model_folder(model).absolute()
     try: known = json.loads((output / "training.json").read_text(encoding="utf-8")).get("parent", {})
     except (OSError, ValueError): return default_folder()
     folder = Path(known.get("folder") or default_folder())
-    if known.get("folder") and (not folder.is_dir() or model_hash(folder) != known.get("hash")):
+    if known.get("folder") and (not folder.is_dir() or model_version(folder) != known.get("hash")):
         raise ConfigError("the model that this one began from is gone or has changed", "name the model to begin from with --model")
     return folder
 
@@ -346,6 +331,6 @@ def learning_record(
     boxed = parent.resolve() == default_folder().resolve()
     counts = {name: dict(sorted(Counter(getattr(c, name) for c in wrong).items())) for name in ("source", "category")}
     return {"format": 1, "kind": "learned", "created": utc_now(), "seed": seed, "machine": machine(), "versions": versions(),
-        "parent": {"folder": None if boxed else str(parent.resolve()), "hash": model_hash(parent)},
+        "parent": {"folder": None if boxed else str(parent.resolve()), "hash": model_version(parent)},
         "corrections": {"n": len(wrong), "by_source": counts["source"], "by_category": counts["category"]}, "replay": dict(replay),
         "strength": STRENGTH, "scores": dict(found), "note": "Weights of words in its owner's mail: keep this folder private."}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['request_bytes', 'Connection', 'Load', 'closed_loop', 'open_loop', 'naive_app', 'serve_naive', 'running', 'questions',
-           'soak', 'load_table', 'target_lines', 'contract_part', 'write_load', 'main']
+           'answered', 'soak', 'load_table', 'target_lines', 'contract_part', 'write_load', 'commands_of', 'main']
 
 # %% ../../nbs/serving/14_load.ipynb #cc70f897
 import argparse
@@ -30,8 +30,11 @@ from ..core.errors import ModelError, exit_with_code
 from ..core.runs import atomic_write, machine, utc_now, versions, write_json
 from ..data.manager import EmailDatasetManager
 from ..data.schema import to_mails
-from ..mail.message import Email
+from ..evaluation.peers import plain_text, tfidf_logistic
+from ..mail.message import Email, email_from_dict
 from .bundle import export_bundle
+from .classifier import ENGINES
+from .learning_evidence import tested_mails
 
 # %% ../../nbs/serving/14_load.ipynb #68256301
 def request_bytes(
@@ -58,6 +61,7 @@ class Connection:
     async def ask(self, request: bytes) -> int:
         """The status of the answer; 0 if the connection broke."""
         try:
+            if self.reader is not None and self.reader.at_eof(): await self.close() # The service closed it meanwhile, as it may
             if self.reader is None or self.writer is None:
                 self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=1 << 22)
             self.writer.write(request)
@@ -164,7 +168,7 @@ def naive_app(
     def ready() -> dict[str, str]: return {"status": "ready"}
     @app.post("/v1/classify")
     def classify(emails: Annotated[list[dict[str, Any]], Body(embed=True)]) -> dict[str, Any]:
-        p = pipeline.predict_proba([f"{e['sender']} {e['subject']} {e['body']}" for e in emails])
+        p = pipeline.predict_proba([plain_text(email_from_dict(e)) for e in emails])
         rows = [dict(zip(pipeline.classes_, map(float, row), strict=True)) for row in p]
         return {"predictions": [{"id": e["id"], "category": max(r, key=r.__getitem__), "probabilities": r}
             for e, r in zip(emails, rows, strict=True)]}
@@ -172,16 +176,16 @@ def naive_app(
 
 # %% ../../nbs/serving/14_load.ipynb #2b9b2947
 def serve_naive(
-    source: str, # Labelled mail; TF-IDF and logistic regression learn from all of it
+    source: str, # Labelled mail for TF-IDF and logistic regression
     port: int, # TCP port
+    run: str | None = None, # A run whose test mails are not learned from; all are if left out
 ) -> None:
     """Fit, then serve until the process is ended."""
     import uvicorn
 
-    from email_trm.evaluation.peers import tfidf_logistic
-
-    mails = to_mails(EmailDatasetManager(source).load().frame)
-    pipeline = tfidf_logistic().fit([f"{m.sender} {m.subject} {m.body}" for m in mails], [str(m.category) for m in mails])
+    tested = {m.id for m in tested_mails(Path(run), source)} if run else set()
+    mails = [m for m in to_mails(EmailDatasetManager(source).load().frame) if m.id not in tested]
+    pipeline = tfidf_logistic().fit([plain_text(m) for m in mails], [str(m.category) for m in mails])
     uvicorn.run(naive_app(pipeline), port=port, log_level="critical")
 
 # %% ../../nbs/serving/14_load.ipynb #b9fcb981
@@ -226,6 +230,24 @@ async def questions(
     found = {"alone": alone, "single": single, "batched": batched, "half_load": half, "overload": over, "after_overload": after}
     return {name: load.record() for name, load in found.items()}
 
+# %% ../../nbs/serving/14_load.ipynb #af1338b0
+def answered(
+    address: str, # Of a service
+    mails: Sequence[Email], # Labelled
+    many: int = 50, # Mails in a request
+) -> dict[str, float | None]: # accuracy, and the share of mails answered at the first step; None if the service does not say
+    """What a service's answers are worth."""
+    found = list[dict[str, Any]]()
+    with requests.Session() as line:
+        for start in range(0, len(mails), many):
+            request = request_bytes(address, mails[start:start + many]).partition(b"\r\n\r\n")[2]
+            answer = line.post(f"{address}/v1/classify", data=request, headers={"content-type": "application/json"}, timeout=120)
+            answer.raise_for_status()
+            found += answer.json()["predictions"]
+    right = [f["category"] == m.category for f, m in zip(found, mails, strict=True)]
+    steps = [f["steps"] == 1 for f in found if "steps" in f]
+    return {"accuracy": float(np.mean(right)), "glanced": float(np.mean(steps)) if steps else None}
+
 # %% ../../nbs/serving/14_load.ipynb #bbf92c89
 async def soak(
     address: str, # Of a service
@@ -256,14 +278,15 @@ def load_table(
     services: dict[str, dict[str, Any]], # Name -> answers to the questions
 ) -> str: # Markdown
     """One row per service."""
-    head = ["service", "requests/s", "mails/s, batched", "alone, p50 ms", "half load, p95 ms", "overload: answered, refused, other",
-        "after it, requests/s"]
+    head = ["service", "accuracy", "glances", "requests/s", "mails/s, batched", "alone, p50 ms", "half load, p95 ms",
+        "overload: answered, refused, other", "after it, requests/s"]
     rows = [f"| {' | '.join(head)} |", f"| --- {'| ---: ' * (len(head) - 1)}|"]
     for name, q in services.items():
         codes, n = q["overload"]["codes"], q["overload"]["requests"]
         shed = f"{codes.get('200', 0):,}, {codes.get('429', 0):,}, {n - codes.get('200', 0) - codes.get('429', 0):,}"
         numbers = (q["single"]["requests_per_second"], q["batched"]["mails_per_second"], q["alone"]["p50_ms"], q["half_load"]["p95_ms"])
-        cells = [*(f"{x:,.1f}" for x in numbers), shed, f"{q['after_overload']['requests_per_second']:,.1f}"]
+        worth = [f"{100 * x:.1f} %" if x is not None else "-" for x in (q["worth"]["accuracy"], q["worth"]["glanced"])]
+        cells = [*worth, *(f"{x:,.1f}" for x in numbers), shed, f"{q['after_overload']['requests_per_second']:,.1f}"]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -288,10 +311,13 @@ _PAGE = """# The service under load
 
 {table}
 
-`torch`, `onnx` and `int8` are engines of `email-trm serve` with the model in the box; `naive` is FastAPI with TF-IDF and logistic
-regression, called once a request. *Alone*: one connection. *requests/s*: 32 connections, a mail each. *Half load*: requests at fixed
-times, at half the rate of the column before; waiting counts from the time a request was due. *Overload*: {crowd} connections with 50
-mails each; refused is 429 with Retry-After, other is any other status or a broken connection.
+`torch`, `onnx` and `int8` are engines of `email-trm serve` with {model}. *halt 0.7* reads a mail no further when the first step is
+right with that probability; *glances* is the share of such mails. `naive` is FastAPI with TF-IDF and logistic regression, called once
+a request. *Accuracy* is on the mails that were sent: {held}.
+
+*Alone*: one connection. *requests/s*: 32 connections, a mail each. *Half load*: requests at fixed times, at half the rate of that
+column; waiting counts from the time a request was due. *Overload*: {crowd} connections with 50 mails each; refused is 429 with
+Retry-After, other is any other status or a broken connection.
 
 ## Targets
 
@@ -315,7 +341,7 @@ def contract_part(
     codes = ", ".join(f"{n} × {code}" for code, n in found["hostile"].items())
     return "\n".join([*rows, "", f"schemathesis, all checks, seed 0. Hostile messages through `/v1/classify/raw`: {codes}.", ""])
 
-# %% ../../nbs/serving/14_load.ipynb #af1338b0
+# %% ../../nbs/serving/14_load.ipynb #2d54f9a4
 def write_load(
     found: dict[str, Any], # Services, soak, contract and facts
     folder: Path, # Of the report
@@ -327,20 +353,35 @@ def write_load(
     said = (f"`{s['service']}` at {s['rate']:.0f} requests/s: {s['requests']:,} requests, statuses {s['codes']}, p95 {s['p95_ms']:.0f} ms. "
         f"Resident memory {s['memory_early_mb']:,.0f} MB early, {s['memory_late_mb']:,.0f} MB late: {100 * s['memory_drift']:+.1f} % "
         "(asked: below 5 %).")
-    facts = {k: found[k] for k in ("date", "mails", "machine", "seconds", "crowd")}
+    facts = {k: found[k] for k in ("date", "mails", "machine", "seconds", "crowd", "model", "held")}
     with atomic_write(folder / "README.md") as out:
         out.write(_PAGE.format(table=load_table(found["services"]), targets=target_lines(found["services"]), soak=said,
             minutes=round(s["seconds"] / 60, 1), contract=contract_part(found["contract"]),
             synthetic=" (synthetic)" if found["synthetic"] else "", **facts))
+
+# %% ../../nbs/serving/14_load.ipynb #119ad6c5
+def commands_of(
+    bundle: Path, # With graphs
+    halts: Sequence[float], # Halting thresholds tried beside the model's own
+    port: int, # TCP port
+    naive: Sequence[str], # Arguments of the naive service
+) -> dict[str, list[str]]: # Name -> arguments of the interpreter
+    """The services under test."""
+    serving = ["-c", "from email_trm.cli.cli import main; main()", "serve", "--port", str(port), "--log", "ERROR", "--model", str(bundle)]
+    found = {engine: [*serving, "--engine", engine] for engine in ENGINES}
+    found |= {f"{engine}, halt {h:g}": [*serving, "--engine", engine, "--halt", str(h)] for h in halts for engine in ENGINES}
+    return found | {"naive": ["-m", "email_trm.serving.load", "--naive", "--port", str(port), *naive]}
 
 # %% ../../nbs/serving/14_load.ipynb #55c0a768
 @exit_with_code
 def main(
     argv: Sequence[str] | None = None, # Arguments; those of the process if left out
 ) -> None:
-    """Ask each engine and the naive service the four questions, then soak the fastest exact engine."""
+    """Ask each engine and the naive service the questions, then soak the exact graph."""
     parser = argparse.ArgumentParser(prog="python -m email_trm.serving.load", description="The service under load, beside a naive one.")
     parser.add_argument("--source", default="sample", help="labelled mail; the synthetic sample if left out")
+    parser.add_argument("--run", help="a run of email-trm run on the source: its model is served, its test mails are sent")
+    parser.add_argument("--halt", type=float, nargs="*", default=[0.7], help="halting thresholds tried beside the model's own")
     parser.add_argument("--mails", type=int, default=1000, help="so many of them are sent, by turns")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each question")
     parser.add_argument("--soak", type=float, default=600.0, help="seconds of steady load")
@@ -349,25 +390,25 @@ def main(
     parser.add_argument("--output", default="reports/serving", help="folder of the report")
     parser.add_argument("--naive", action="store_true", help="only serve naively, until ended")
     o = parser.parse_args(argv)
-    if o.naive: return serve_naive(o.source, o.port)
+    if o.naive: return serve_naive(o.source, o.port, o.run)
     work, manager = Path(o.work), EmailDatasetManager(o.source).load()
-    mails = Random(0).sample(every := to_mails(manager.frame), min(o.mails, len(every)))
-    bundle = work / "bundle"
-    if not bundle.exists(): export_bundle(None, bundle, ("onnx", "int8"))
-    serving = ["-c", "from email_trm.cli.cli import main; main()", "serve", "--port", str(o.port), "--log", "ERROR"]
-    serving += ["--model", str(bundle), "--engine"]
-    commands = {e: [*serving, e] for e in ("torch", "onnx", "int8")}
-    commands["naive"] = ["-m", "email_trm.serving.load", "--naive", "--source", o.source, "--port", str(o.port)]
+    every = tested_mails(Path(o.run), o.source) if o.run else to_mails(manager.frame)
+    mails, bundle = Random(0).sample(every, min(o.mails, len(every))), work / "bundle"
+    export_bundle(o.run, bundle, ("onnx", "int8"), overwrite=True)
+    commands = commands_of(bundle, o.halt, o.port, ["--source", o.source, *(["--run", o.run] if o.run else [])])
     services: dict[str, Any] = {}
     for name, command in commands.items():
-        with running(command, o.port) as (address, _): services[name] = asyncio.run(questions(address, mails, o.seconds))
-        print(name, {k: round(v["requests_per_second"], 1) for k, v in services[name].items()}, flush=True)
+        with running(command, o.port) as (address, _):
+            services[name] = asyncio.run(questions(address, mails, o.seconds)) | {"worth": answered(address, mails)}
+        print(name, services[name]["worth"], round(services[name]["single"]["requests_per_second"], 1), flush=True)
     rate = services["onnx"]["single"]["requests_per_second"] / 2
     with running(commands["onnx"], o.port) as (address, process): steady = asyncio.run(soak(address, process, mails, rate, o.soak))
     contract = json.loads((work / "contract.json").read_text()) if (work / "contract.json").is_file() else None
     here = machine()
-    where = f"{here['cores']} cores, {here['system']} {here['processor']}"
-    facts = {"mails": len(mails), "synthetic": manager.synthetic, "machine": where, "seconds": o.seconds, "crowd": 300}
+    held = "neither model learned from them" if o.run else "the naive service learned from them"
+    facts = {"mails": len(mails), "synthetic": manager.synthetic, "seconds": o.seconds, "crowd": 300, "held": held,
+        "machine": f"{here['cores']} cores, {here['system']} {here['processor']}",
+        "model": f"the model of run `{Path(o.run).name}`" if o.run else "the model in the box"}
     write_load({"format": 1, "date": utc_now()[:10], "services": services, "soak": steady | {"service": "onnx"}, "contract": contract,
         "versions": versions()} | facts, Path(o.output))
     print(f"{o.output}/README.md")

@@ -246,8 +246,8 @@ def examine(
     return found
 
 # %% ../../nbs/training/01_doctor.ipynb #4a38d339
-SAFE = ("run.json", "metrics.json", "plan.json", "phases.json", "rate.json", "faults.jsonl", "resources.jsonl", "trainer_state.json",
-    "manifest.json") # Files of a bundle
+SAFE = ("run.json", "metrics.json", "plan.json", "phases.json", "rate.json", "faults.jsonl", "resources.jsonl", "progress.jsonl",
+    "trainer_state.json", "manifest.json") # Files of a bundle
 
 # %% ../../nbs/training/01_doctor.ipynb #f43a7006
 def without_paths(
