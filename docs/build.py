@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
@@ -30,8 +29,9 @@ import yaml
 from fastcore.docments import DocmentText
 from fastcore.nbio import read_nb
 from nbdev.process import NBProcessor
-from nbdev.processors import add_show_docs, clean_magics, filter_stream_, hide_line, populate_language, rm_header_dash, strip_ansi
+from nbdev.processors import add_show_docs, filter_stream_, hide_line, populate_language, rm_header_dash, strip_ansi
 from readme import CODE_SPAN, LINK, outside_fences, rewrite_links
+from selectolax.lexbor import LexborHTMLParser
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
@@ -156,7 +156,7 @@ def api_markdown(module: str, name: str) -> str:
 
 def visible_cells(nb: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """What nbdev would show, with each exported source folded under its documentation instead of left out."""
-    steps = [populate_language, add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, clean_magics]
+    steps = [populate_language, add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash]
     processor = NBProcessor(nb=nb, procs=steps, rm_directives=True)
     processor.process()
     kept: list[nbformat.NotebookNode] = []
@@ -409,34 +409,31 @@ def write_sources(site: Site) -> int:
 
 
 # ---- checks on the result --------------------------------------------------------------------------------------------------
-class PageParser(HTMLParser):
-    """Collects what a page links to, what it loads and which ids it has."""
+@dataclass
+class Page:
+    """What a page links to, what it loads and which ids it has."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.loads: list[str] = []
-        self.ids: set[str] = set()
+    links: list[str]
+    loads: list[str]
+    ids: set[str]
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """One tag."""
-        have = {key: value or "" for key, value in attrs}
-        self.ids |= {have[key] for key in ("id", "name") if have.get(key)}
-        if tag == "a" and "href" in have:
-            self.links.append(have["href"])
-        elif tag == "link" and have.get("rel") not in ("canonical", "author", "license"):
-            self.loads.append(have.get("href", ""))
-        elif tag != "a" and have.get("src"):
-            self.loads.append(have["src"])
+
+def read_page(path: Path) -> Page:
+    """Read one built page."""
+    tree = LexborHTMLParser(path.read_text(encoding="utf-8"))
+
+    def values(selector: str, key: str) -> list[str]:
+        return [node.attributes[key] or "" for node in tree.css(selector)]
+
+    refers = "link[href]:not([rel=canonical]):not([rel=author]):not([rel=license])"
+    loads = values(refers, "href") + [src for src in values("[src]:not(a)", "src") if src]
+    return Page(values("a[href]", "href"), loads, {*values("[id]", "id"), *values("[name]", "name")})
 
 
 def check_site(html: Path) -> Iterator[str]:
     """Problems in built pages: broken internal links, missing files, anything fetched from the network."""
-    pages = {}
-    for path in sorted(p for p in html.rglob("*.html") if "_static" not in p.relative_to(html).parts):
-        parser = PageParser()
-        parser.feed(path.read_text(encoding="utf-8"))
-        pages[path.resolve()] = parser
+    found = sorted(p for p in html.rglob("*.html") if "_static" not in p.relative_to(html).parts)
+    pages = {path.resolve(): read_page(path) for path in found}
     for path, page in pages.items():
         where = path.relative_to(html.resolve())
         for load in page.loads:

@@ -1,4 +1,5 @@
-"""Python in a process of its own, forked from one that has imported the large libraries: importing them takes longer than most tests.
+"""Python in a process of its own, forked from one that has imported the large libraries and the package: importing them takes
+longer than most tests.
 
 `run_python` is `python -c CODE ARGUMENTS` in all but that; `email_trm` is the command as a shell would run it.
 """
@@ -17,8 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "from email_trm.cli.cli import main; main()"
 SERVER = """
 import json, os, sys, traceback
-import datasets, matplotlib.pyplot, nbdev.test, pandas, pandera, seaborn, sklearn, torch, xgboost
+import captum.attr, datasets, fastapi, matplotlib.pyplot, nbdev.test, optuna, pandas, pandera, papermill.cli, pkgutil, seaborn, sklearn
+import sqlalchemy, torch, torchmetrics, xgboost
+from importlib import import_module
 from transformers import AutoModel, Trainer
+import email_trm
+for module in pkgutil.walk_packages(email_trm.__path__, "email_trm."):
+    try: import_module(module.name)
+    except ImportError: pass  # an extra that is not installed
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
