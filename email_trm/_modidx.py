@@ -1055,6 +1055,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'email_trm/evaluation/pages.py'),
                                             'email_trm.evaluation.pages.read_numbers': ( 'evaluation/pages.html#read_numbers',
                                                                                          'email_trm/evaluation/pages.py'),
+                                            'email_trm.evaluation.pages.reasoning_headline': ( 'evaluation/pages.html#reasoning_headline',
+                                                                                               'email_trm/evaluation/pages.py'),
                                             'email_trm.evaluation.pages.reliability_headline': ( 'evaluation/pages.html#reliability_headline',
                                                                                                  'email_trm/evaluation/pages.py'),
                                             'email_trm.evaluation.pages.robustness_headline': ( 'evaluation/pages.html#robustness_headline',

@@ -7,9 +7,10 @@ __all__ = ['NUMBER', 'FACTS', 'Headline', 'IMPORTERS', 'PAGES', 'read_markdown',
            'column_class', 'html_token', 'lower_range', 'dress_table', 'figure', 'place_pictures', 'lead_links', 'Body',
            'mark_heading', 'markdown_body', 'Tile', 'tone_of', 'find', 'provenance_of', 'meta_line', 'markdown_page',
            'spread', 'points_between', 'benchmark_headline', 'reliability_headline', 'students_headline',
-           'one_split_headline', 'augmentation_headline', 'robustness_headline', 'explanations_headline', 'goal_tiles',
-           'actions_headline', 'stages_headline', 'import_markdown', 'import_headline', 'Page', 'pages_of',
-           'read_numbers', 'command_of', 'headline_of', 'write_page', 'has_own_page', 'write_pages', 'main']
+           'one_split_headline', 'augmentation_headline', 'robustness_headline', 'explanations_headline',
+           'reasoning_headline', 'goal_tiles', 'actions_headline', 'stages_headline', 'import_markdown',
+           'import_headline', 'Page', 'pages_of', 'read_numbers', 'command_of', 'headline_of', 'write_page',
+           'has_own_page', 'write_pages', 'main']
 
 # %% ../../nbs/evaluation/04_pages.ipynb #14ce7b8f
 import argparse
@@ -432,6 +433,24 @@ def explanations_headline(
         Tile(more[1], "the same area for a ranking by lot: a check that should be near 0",
             "good" if lot["low"] <= 0 <= lot["high"] else "bad")]
 
+# %% ../../nbs/evaluation/04_pages.ipynb #9a177d19
+_ASKED = {"recursion": "recursion against a single step", "recursion over flat": "recursion against a plain stack of the same layers",
+    "thinking longer": "all steps against the first step of the same net", "sharing weights": "shared weights against untied ones"}
+
+# %% ../../nbs/evaluation/04_pages.ipynb #cfe64011
+def reasoning_headline(
+    metrics: Mapping[str, Any], # Of reports/reasoning
+) -> Headline:
+    """Does recursion help?"""
+    answers = {q: metrics["contrasts"][q] for q in _ASKED if q in metrics["contrasts"]}
+    main = answers.get("recursion")
+    if main is None: return "Whether recursion helps was not asked.", []
+    gap = main["macro_f1"]
+    word = {"helps": "helps", "does not help": "does not help"}.get(main["verdict"], "cannot be told to help")
+    lead = f"Recursion {word} here: {points_between(gap['mean'], gap['low'], gap['high'])}, in macro-F1 against a net of one step."
+    return lead, [Tile(signed_points(a["macro_f1"]["mean"]), f"points of macro-F1: {_ASKED[q]}",
+        tone_of(a["macro_f1"]["low"], a["macro_f1"]["high"])) for q, a in answers.items()]
+
 # %% ../../nbs/evaluation/04_pages.ipynb #dcdcfb0d
 def goal_tiles(
     markdown: str, # The text of a report
@@ -530,7 +549,7 @@ PAGES: dict[str, tuple[Page, ...]] = { # Name of a folder -> its pages
     "import": (Page(import_headline, "make evidence-import", ""),),
     "learn": (Page(command="make evidence-learn"),),
     "owner": (Page(command="make evidence-owner"),),
-    "reasoning": (Page(command="make evidence-reasoning"),),
+    "reasoning": (Page(reasoning_headline, "make evidence-reasoning MAILS=6000"),),
     "reliability": (Page(reliability_headline, "make evidence-reliability"),),
     "robustness": (Page(robustness_headline, "make evidence-robustness"),),
     "search": (Page(command="make evidence-search"),),

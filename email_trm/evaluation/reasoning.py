@@ -620,7 +620,7 @@ Accuracy of {ours} at step {step} minus {theirs} at step {their_step}:
 {groups}
 
 {halting}
-"""
+{made}"""
 
 # %% ../../nbs/evaluation/11_reasoning.ipynb #e66893fd
 _HALTING_PAGE = """## Halting of {name}, seed {seed}
@@ -663,7 +663,7 @@ def write_reasoning(
     output: str | Path, # Folder of the report
     results: Sequence[Mapping[str, Any]], # From `run_study`
     groups: Sequence[Mapping[str, Any]], # From `gains_by_group`
-    facts: Mapping[str, Any], # split, synthetic, train, taught, test
+    facts: Mapping[str, Any], # split, synthetic, train, taught, test; perhaps `parameters` of the notebook
     halting: Mapping[str, Any], # From `halting_summary`, with `net` and `seed`
     halting_text: str = "", # From `halting_page`
 ) -> Path: # The README
@@ -677,6 +677,7 @@ def write_reasoning(
     save_png(plot_depth(results, facts["synthetic"]), target / "depth.png", depth_alt)
     save_png(plot_differences(found, facts["synthetic"]), target / "differences.png", alt)
     where = pd.DataFrame([{"by": r["by"], "group": r["value"], "mails": f"{r['n']:,}", "difference": shown(r, sign=True)} for r in groups])
+    made = "".join(f", `{k}={v}`" for k, v in facts.get("parameters", {}).items())
     write_json(target / "metrics.json", {"format": 1, "created": utc_now(), "machine": machine(), "versions": versions(), **facts,
         "verdict": verdict_text(found), "contrasts": found, "groups": groups, "halting": halting, "results": results})
     page = _REASONING_PAGE.format(note="**The mail is synthetic.**\n\n" if facts["synthetic"] else "", verdict=verdict_text(found),
@@ -684,6 +685,6 @@ def write_reasoning(
         train=facts["train"], taught=f" and {facts['taught']:,} with soft labels" if facts["taught"] else "", test=facts["test"],
         table=markdown_table(study_table(results)), depth_alt=depth_alt, differences_alt=alt, ours=main["ours"], step=main["step"],
         theirs=main["theirs"], their_step=main["their_step"], groups=markdown_table(where) if len(where) else "Not asked.",
-        halting=halting_text)
+        halting=halting_text, made=f"Made by `nbs/pipelines/reasoning.ipynb` with {made[2:]}.\n" if made else "")
     with atomic_write(target / "README.md") as out: out.write(page)
     return target / "README.md"
