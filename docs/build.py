@@ -58,6 +58,7 @@ PAGES = {"CONTRIBUTING.md": "project/contributing.md", "data/README.md": "projec
     "reports/learn/README.md": "project/learn.md", "reports/serving/README.md": "project/serving.md",
     "reports/augmentation/README.md": "project/augmentation.md",
     "reports/explanations/README.md": "project/explanations.md", "reports/reasoning/README.md": "project/reasoning.md",
+    "reports/owner/README.md": "project/owner.md",
     "reports/actions/README.md": "project/actions.md", "reports/actions/STAGES.md": "project/stages.md",
     "email_trm/models/actions/README.md": "project/policy-card.md",
     "reports/benchmark/README.md": "project/benchmark.md", "reports/students/README.md": "project/students.md",
